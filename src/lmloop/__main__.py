@@ -1,0 +1,5 @@
+"""`python -m lmloop` is `lmloop`."""
+
+from lmloop.cli import main
+
+main()

@@ -1,0 +1,178 @@
+"""The Python face of the verbs: each takes a recipe or a name, and gives what it made.
+
+`lmloop.pretrain("recipes/chat.toml", **{"pretrain.steps": 200})` is `lmloop pretrain` from Python.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmloop.config import home_directory, load_recipe
+from lmloop.errors import ArtifactError
+from lmloop.pipeline import Made, walk
+from lmloop.progress import Progress, Silent
+from lmloop.sections import ServeConfig
+from lmloop.store.artifact import MANIFEST, Artifact, ArtifactStore, open_artifact
+from lmloop.store.database import database_url, open_database
+from lmloop.store.lineage import Ancestor, trace
+from lmloop.store.registry import find_live
+
+if TYPE_CHECKING:
+    from lmloop.inference.engine import Answer
+    from lmloop.inference.sampling import Sampling
+    from lmloop.training.plan import Plan
+
+
+def run(
+    recipe: str | Path,
+    *,
+    home: str | Path | None = None,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Made:
+    """Walk all stages of a recipe, skipping what is made; the result is the live model."""
+    return walk(
+        load_recipe(recipe, overrides),
+        home=home_directory(home),
+        until=None,
+        progress=progress or Silent(),
+    )
+
+
+def _make(
+    stage: str,
+    recipe: str | Path,
+    *,
+    home: str | Path | None = None,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Artifact:
+    made = walk(
+        load_recipe(recipe, overrides),
+        home=home_directory(home),
+        until=stage,
+        progress=progress or Silent(),
+    )
+    return made.artifacts[stage]
+
+
+Verb = Callable[..., Artifact]
+prepare: Verb = partial(_make, "prepare")
+tokenize: Verb = partial(_make, "tokenize")
+pretrain: Verb = partial(_make, "pretrain")
+finetune: Verb = partial(_make, "finetune")
+evaluate: Verb = partial(_make, "evaluate")
+compress: Verb = partial(_make, "compress")
+
+
+def find(name: str | Path | None = None, *, home: str | Path | None = None) -> Artifact:
+    """The artifact that `name` means: a folder, a live model, or the beginning of a fingerprint.
+
+    None means the model that was made live last. Raises `ArtifactError` where there is nothing.
+    """
+    where = home_directory(home)
+    if name is not None and (Path(name) / MANIFEST).is_file():
+        return open_artifact(name)
+    if name is not None and len(str(name)) >= 6:
+        found = ArtifactStore(where).resolve(str(name))
+        if found is not None:
+            return found
+    if not where.is_dir():
+        raise ArtifactError(f"{where} does not exist: run a recipe first, or name another --home")
+    database = open_database(database_url(where))
+    try:
+        return open_artifact(find_live(database, None if name is None else str(name))["path"])
+    finally:
+        database.dispose()
+
+
+def show(name: str | Path | None = None, *, home: str | Path | None = None) -> Ancestor:
+    """The ancestry of an artifact, from what is served back to the raw files."""
+    return trace(find(name, home=home), ArtifactStore(home_directory(home)))
+
+
+def plan(recipe: str | Path, **overrides: Any) -> Plan:
+    """Parameters, memory, tokens and time of a recipe, before any work."""
+    from lmloop.corpus.prepare import fingerprint_sources
+    from lmloop.training.plan import make_plan
+
+    checked = load_recipe(recipe, overrides)
+    sources = fingerprint_sources(checked.prepare)
+    return make_plan(
+        checked.model,
+        vocab_size=checked.tokenize.vocab_size,
+        stages={"pretrain": checked.pretrain, "finetune": checked.finetune},
+        text_bytes=sum(int(source["bytes"]) for source in sources),
+    )
+
+
+def generate(
+    prompt: str,
+    *,
+    model: str | Path | None = None,
+    home: str | Path | None = None,
+    sampling: Sampling | None = None,
+    chat: bool = True,
+) -> Answer:
+    """One answer to a prompt: the user's turn of a chat, or with `chat` False text to continue."""
+    from lmloop.inference.engine import Engine
+    from lmloop.inference.load import load
+    from lmloop.inference.sampling import Sampling
+    from lmloop.records import Turn
+
+    loaded = load(find_checkpoint(model, home=home))
+    ids = (
+        loaded.template.encode([Turn("user", prompt)])
+        if chat
+        else loaded.require_tokenizer().encode_document(prompt)
+    )
+    return next(Engine(loaded, max_running=1).generate([ids], sampling or Sampling()))
+
+
+def find_checkpoint(name: str | Path | None, *, home: str | Path | None = None) -> Path:
+    """The checkpoint folder that `name` means: any Hugging Face folder, or what `find` gives."""
+    if name is not None and (Path(name) / "config.json").is_file():
+        return Path(name)
+    artifact = find(name, home=home)
+    if artifact.kind != "checkpoint":
+        raise ArtifactError(f"{artifact} is no checkpoint: name a model")
+    return artifact.path
+
+
+def export(name: str | Path | None, folder: str | Path, *, home: str | Path | None = None) -> Path:
+    """Copy a model's folder, verified, to where transformers, vLLM or a hub upload can take it."""
+    source, target = find_checkpoint(name, home=home), Path(folder)
+    if target.exists():
+        raise ArtifactError(f"{target} exists: name a folder that does not")
+    if (source / MANIFEST).exists():
+        open_artifact(source).verify()
+    beside = target.with_name(f".{target.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(source, beside)
+    beside.rename(target)
+    return target
+
+
+def serve(
+    name: str | Path | None = None,
+    *,
+    home: str | Path | None = None,
+    config: ServeConfig | None = None,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serve a model over HTTP until interrupted; `on_ready` is told the address."""
+    from lmloop.serving.app import serve as work
+
+    folder = find_checkpoint(name, home=home)
+    known = (folder / MANIFEST).exists()
+    work(
+        folder,
+        config or ServeConfig(),
+        model_name=open_artifact(folder).name if known else folder.name,
+        database=open_database(database_url(home_directory(home))),
+        on_ready=on_ready,
+    )

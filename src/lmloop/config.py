@@ -1,0 +1,128 @@
+"""How a recipe is read: TOML, overridden by `--a.b=value`, checked whole before any work.
+
+Takes: a TOML file and overrides. Gives: a `Recipe`, or a `RecipeError` that names the nearest known
+key. The only file that reads the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import textwrap
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from lmloop.errors import RecipeError
+from lmloop.sections import Recipe
+
+DEFAULT_HOME = Path(".lmloop")
+BUDGETS = frozenset({"budget", "steps", "replay"})
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe and lay `overrides` (`{"pretrain.steps": 200}`) over it.
+
+    Raises `RecipeError` where the file or a key cannot be used.
+    """
+    path = Path(path)
+    try:
+        # Some editors begin a file with a byte-order mark.
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise RecipeError(
+            f"recipe {path} cannot be read ({error.strerror}): give the path of a TOML file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeError(f"recipe {path} is no valid TOML: {error}") from error
+    return build_recipe(data, overrides, origin=str(path))
+
+
+def build_recipe(
+    data: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, origin: str = "recipe"
+) -> Recipe:
+    """Check a recipe that is already a mapping; see `load_recipe`."""
+    overrides = overrides or {}
+    merged = json.loads(json.dumps(data, default=str))
+    # The ways of giving a budget exclude each other: an override wins over the file.
+    for dotted, value in overrides.items():
+        if value is not None:
+            _drop_other_budgets(merged, dotted)
+    for dotted, value in overrides.items():
+        _override(merged, dotted, value, origin=origin)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        line = f"{origin}: " + "; ".join(map(_explain, error.errors()))
+        raise RecipeError(" ".join(line.split())) from error
+
+
+def parse_value(text: str) -> Any:
+    """The value of `--key=text`: TOML where it is TOML, else the text itself."""
+    try:
+        data = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return data["value"] if len(data) == 1 else text
+
+
+def _drop_other_budgets(data: dict[str, Any], dotted: str) -> None:
+    section, _, key = dotted.rpartition(".")
+    if key in BUDGETS and isinstance(data.get(section), dict):
+        for other in BUDGETS - {key}:
+            data[section].pop(other, None)
+
+
+def _override(data: dict[str, Any], dotted: str, value: Any, *, origin: str) -> None:
+    *sections, key = dotted.split(".")
+    target = data
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise RecipeError(
+                f"{origin}: {dotted} cannot be set: {section} is a value and has no keys"
+            )
+    target[key] = value
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    dotted = ".".join(location) or "recipe"
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else ""
+        return f"unknown key {dotted}; {hint or 'known here: ' + ', '.join(known)}"
+    message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    if error["type"] == "model_type":
+        message = f"is a section with keys of its own: {', '.join(_known_keys(location))}"
+    if error["type"] in ("missing", "value_error"):
+        return f"{dotted}: {message}"
+    return f"{dotted}: {message}, given {textwrap.shorten(repr(error['input']), 80)}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def home_directory(given: str | Path | None = None) -> Path:
+    """Where everything of a project lives: `given`, else `$LMLOOP_HOME`, else `./.lmloop`."""
+    return Path(given or os.environ.get("LMLOOP_HOME") or DEFAULT_HOME).expanduser().resolve()
+
+
+def silence_telemetry() -> None:
+    """Keep the libraries that report home from doing so; call before they are imported."""
+    for name in ("DO_NOT_TRACK", "SCARF_NO_ANALYTICS", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ[name] = "1"
+    os.environ["DAFT_ANALYTICS_ENABLED"] = "0"
+    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")

@@ -1,0 +1,214 @@
+"""The engine: many answers grow together, one token a step each.
+
+Takes: prompts as ids, at any time. Gives: pieces of text, a step at a time. A step runs the new
+tokens of all running sequences through the model at once: one token of those that answer, a chunk
+of the prompt of those that have just arrived.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from lmloop.errors import ContextLengthError
+from lmloop.inference.load import LoadedModel
+from lmloop.inference.sampling import Sampling, choose
+from lmloop.inference.text import TextAssembler
+from lmloop.model.cache import Chunk, SlotCache
+
+PREFILL_TOKENS = 512
+"""Prompt tokens that one step may read besides the running answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step added to one answer."""
+
+    request_id: str
+    text: str
+    num_tokens: int
+    """Tokens of the answer so far, the stop token not counted."""
+    finish_reason: str | None
+    """"stop" or "length" with the last piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+
+
+@dataclass(slots=True)
+class Request:
+    """One request under way."""
+
+    request_id: str
+    tokens: list[int]
+    prompt_length: int
+    sampling: Sampling
+    generator: torch.Generator
+    assembler: TextAssembler
+    slot: int = -1
+    computed: int = 0
+    """Tokens whose keys and values are in the cache."""
+    finish_reason: str | None = field(default=None)
+
+    @property
+    def num_answer_tokens(self) -> int:
+        """Tokens chosen so far."""
+        return len(self.tokens) - self.prompt_length
+
+
+class Engine:
+    """Generates for up to `max_running` requests together, first come first served."""
+
+    def __init__(self, model: LoadedModel, *, max_running: int = 16) -> None:
+        self._model = model
+        self._tokenizer = model.require_tokenizer()
+        self._stops = frozenset(self._tokenizer.stop_ids)
+        self._context = model.config.context_length
+        self._cache = SlotCache(
+            model.config,
+            slots=max_running,
+            length=self._context,
+            dtype=model.transformer.embedding.weight.dtype,
+        )
+        self._free = list(range(max_running))
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+        return bool(self._running or self._waiting)
+
+    def add(self, request_id: str, tokens: Sequence[int], sampling: Sampling) -> None:
+        """Queue a prompt; raises `ContextLengthError` where no room is left for an answer."""
+        if not tokens or len(tokens) >= self._context:
+            raise ContextLengthError(prompt_tokens=len(tokens), context_length=self._context)
+        generator = torch.Generator()
+        if sampling.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(sampling.seed)
+        assembler = TextAssembler(self._tokenizer, sampling.stop)
+        self._waiting.append(
+            Request(request_id, list(tokens), len(tokens), sampling, generator, assembler)
+        )
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; its slot is free for the next step. Unknown ids are ignored."""
+        self._waiting = deque(each for each in self._waiting if each.request_id != request_id)
+        for sequence in [each for each in self._running if each.request_id == request_id]:
+            self._release(sequence)
+
+    @torch.inference_mode()
+    def step(self) -> list[Piece]:
+        """Admit, run the model once, choose a token each; give what each answer gained."""
+        self._admit()
+        batch = self._schedule()
+        if not batch:
+            return []
+        logits = self._run(batch)
+        done = [seq for seq, chunk in batch if chunk.stop == len(seq.tokens)]
+        pieces = [self._accept(seq, row) for seq, row in zip(done, logits, strict=True)]
+        for sequence in [each for each in done if each.finish_reason is not None]:
+            self._release(sequence)
+        return pieces
+
+    def generate(
+        self, prompts: Sequence[str | Sequence[int]], sampling: Sampling
+    ) -> Iterator[Answer]:
+        """Answers to prompts (text, or ids) in the order given; with a seed, all use the same."""
+        texts = [""] * len(prompts)
+        ids: dict[str, list[int]] = {}
+        finished: dict[int, Answer] = {}
+        for index, prompt in enumerate(prompts):
+            tokens = self._tokenizer.encode_document(prompt) if isinstance(prompt, str) else prompt
+            self.add(str(index), tokens, sampling)
+            ids[str(index)] = self._waiting[-1].tokens
+        lengths = {key: len(tokens) for key, tokens in ids.items()}
+        given = 0
+        while given < len(prompts):
+            for piece in self.step():
+                index = int(piece.request_id)
+                texts[index] += piece.text
+                if piece.finish_reason is not None:
+                    start = lengths[piece.request_id]
+                    tokens = tuple(ids[piece.request_id][start : start + piece.num_tokens])
+                    finished[index] = Answer(texts[index], tokens, piece.finish_reason)
+            while given in finished:
+                yield finished.pop(given)
+                given += 1
+
+    def _admit(self) -> None:
+        while self._waiting and self._free:
+            sequence = self._waiting.popleft()
+            sequence.slot = self._free.pop(0)
+            self._running.append(sequence)
+
+    def _schedule(self) -> list[tuple[Request, Chunk]]:
+        """Who runs in this step, and how many of its tokens: answers first, then prompts."""
+        budget = PREFILL_TOKENS
+        batch = []
+        for sequence in self._running:
+            missing = len(sequence.tokens) - sequence.computed
+            count = missing if missing == 1 else min(missing, budget)
+            if count:
+                budget -= count if missing > 1 else 0
+                batch.append((sequence, Chunk(sequence.slot, sequence.computed, count)))
+        return batch
+
+    def _run(self, batch: Sequence[tuple[Request, Chunk]]) -> torch.Tensor:
+        """Logits [n, V] behind the last token of the n sequences that are complete."""
+        tokens = [token for seq, chunk in batch for token in seq.tokens[chunk.start : chunk.stop]]
+        view = self._cache.view([chunk for _, chunk in batch])
+        transformer = self._model.transformer
+        hidden = transformer.encode(torch.tensor(tokens), view.positions, view)
+        last, row = [], -1
+        for sequence, chunk in batch:
+            row += chunk.count
+            sequence.computed = chunk.stop
+            if chunk.stop == len(sequence.tokens):
+                last.append(row)
+        return transformer.project(hidden[last])
+
+    def _accept(self, sequence: Request, logits: torch.Tensor) -> Piece:
+        """Choose the next token of one request and say what it adds."""
+        token = choose(logits, sequence.sampling, sequence.generator)
+        if token in self._stops:
+            sequence.finish_reason = "stop"
+            text = sequence.assembler.finish()
+        else:
+            sequence.tokens.append(token)
+            text, stopped = sequence.assembler.add(token)
+            if stopped:
+                sequence.finish_reason = "stop"
+            elif self._is_full(sequence):
+                sequence.finish_reason = "length"
+                text += sequence.assembler.finish()
+        return Piece(sequence.request_id, text, sequence.num_answer_tokens, sequence.finish_reason)
+
+    def _is_full(self, sequence: Request) -> bool:
+        asked = sequence.num_answer_tokens >= sequence.sampling.max_tokens
+        return asked or len(sequence.tokens) >= self._context
+
+    def _release(self, sequence: Request) -> None:
+        self._running.remove(sequence)
+        self._free.append(sequence.slot)
+        self._free.sort()

@@ -1,0 +1,74 @@
+"""Bind a checkpoint folder together: model, tokenizer and chat template as one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lmloop.errors import TokenizerError
+from lmloop.model.checkpoint import load_model
+from lmloop.model.config import DecoderConfig
+from lmloop.model.hardware import fast_dtype
+from lmloop.model.transformer import Transformer
+from lmloop.store.artifact import MANIFEST, open_artifact
+from lmloop.tokens.chat import ChatTemplate
+from lmloop.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with everything that is needed to talk to it."""
+
+    transformer: Transformer
+    tokenizer: Tokenizer | None
+    """None where the folder has none."""
+    fingerprint: str
+    """Of the artifact, or "unversioned" for a folder without a manifest."""
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The model's shape."""
+        return self.transformer.config
+
+    @property
+    def template(self) -> ChatTemplate:
+        """How conversations are laid out; raises `TokenizerError` where that is not known."""
+        return ChatTemplate.of(self.require_tokenizer())
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer; raises `TokenizerError` where there is none."""
+        if self.tokenizer is None:
+            raise TokenizerError("this checkpoint has no tokenizer: it takes ids only")
+        return self.tokenizer
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits [B, T, V] of ids [B, T]."""
+        logits: Tensor = self.transformer(tokens)
+        return logits
+
+
+def load(
+    folder: str | Path, *, dtype: torch.dtype | None = None, verify: bool = True
+) -> LoadedModel:
+    """Open a checkpoint folder, ours or any Hugging Face folder of a known family.
+
+    `dtype` None takes what this processor computes fastest. With `verify`, every file is compared
+    with the manifest's hash first. Raises `ArtifactError` naming the file that fails.
+    """
+    folder = Path(folder)
+    fingerprint = "unversioned"
+    if (folder / MANIFEST).exists():
+        artifact = open_artifact(folder)
+        fingerprint = artifact.fingerprint
+        if verify:
+            artifact.verify()
+    has_tokenizer = (folder / "tokenizer.json").exists()
+    return LoadedModel(
+        transformer=load_model(folder, dtype=fast_dtype() if dtype is None else dtype),
+        tokenizer=Tokenizer.open(folder) if has_tokenizer else None,
+        fingerprint=fingerprint,
+    )

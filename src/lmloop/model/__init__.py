@@ -1,0 +1,1 @@
+"""Takes token ids; gives logits: the model core, its costs, and its checkpoint folder."""

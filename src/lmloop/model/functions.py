@@ -1,0 +1,115 @@
+"""The element-wise parts of a block, with gradients written out so that each is a few passes.
+
+Takes and gives tensors alone. PyTorch's own backward of these composites costs two to five times as
+many passes over memory on a CPU; `tests/model/test_functions.py` holds both equal. Axes: N tokens,
+D width, H heads, d width of a head, I feed-forward width.
+"""
+
+# Annotations here are tensors' shapes in words; autograd's static methods are untyped in PyTorch.
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+
+class _RMSNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        scale = _inverse_rms(x, epsilon)
+        normed = x * scale
+        ctx.save_for_backward(normed, weight, scale)
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        normed, weight, scale = ctx.saved_tensors
+        (grad,) = grads
+        grad_normed = grad * weight
+        grad_weight = (grad * normed).flatten(0, -1 - weight.dim()).sum(0)
+        mean = (grad_normed * normed).mean(-1, keepdim=True)
+        return torch.addcmul(grad_normed, normed, mean, value=-1).mul_(scale), grad_weight, None
+
+
+def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
+    square: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return square.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_().to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, epsilon: float) -> Tensor:
+    """x / sqrt(mean(x²) + epsilon) · weight over the last axis; x [N, …, D], weight [D] or [H, d].
+
+    Source: Zhang and Sennrich 2019, Root Mean Square Layer Normalization.
+    """
+    result: Tensor = _RMSNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _SwiGLU(Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        (grad,) = grads
+        gate, up = gate_up.chunk(2, dim=-1)
+        result = torch.empty_like(gate_up)
+        grad_gate, grad_up = result.chunk(2, dim=-1)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+        return result
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up for gate_up = [gate | up] of shape [N, 2I]; gives [N, I].
+
+    Source: Shazeer 2020, GLU Variants Improve Transformer.
+    """
+    result: Tensor = _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Rotate(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _rotate_halves(x, cosine, sine)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _rotate_halves(grads[0], cosine, -sine), None, None
+
+
+def _rotate_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    left, right = x.chunk(2, dim=-1)
+    result = torch.empty_like(x)
+    first, second = result.chunk(2, dim=-1)
+    torch.mul(left, cosine, out=first).addcmul_(right, sine, value=-1)
+    torch.mul(right, cosine, out=second).addcmul_(left, sine)
+    return result
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn the pairs (x[i], x[i + d/2]) by their angles; x [N, H, d], angles [N, 1, d/2].
+
+    Source: Su et al. 2021, RoFormer; halves, not neighbours, are paired, as in Llama and Qwen.
+    """
+    result: Tensor = _Rotate.apply(x, cosine, sine)  # type: ignore[no-untyped-call]
+    return result
+
+
+def rotary_angles(
+    positions: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [N, 1, d/2] for positions [N]."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    angles = positions.float()[:, None] * theta ** (-exponents / head_dim)
+    return angles.cos()[:, None].to(dtype), angles.sin()[:, None].to(dtype)

@@ -1,0 +1,64 @@
+"""Weights of 8 bits: one scale a row, symmetric, rounded to nearest.
+
+Takes: linear layers. Gives: `Int8Linear` layers in their place, the same forward within rounding.
+At rest they are compressed-tensors' `int-quantized` format. Axes: N tokens, O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SMALL_BATCH = 32
+"""Up to this many tokens the weights' way from memory costs more than the arithmetic."""
+
+
+class Int8Linear(nn.Module):
+    """y = (x · weightᵀ) · scale with int8 weight [O, I] and scale [O]."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, I] -> [N, O]."""
+        if len(x) <= SMALL_BATCH and x.dtype == torch.bfloat16 and not x.is_cuda:
+            return torch._weight_int8pack_mm(x.contiguous(), self.weight, self.scale.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Nearest int8 [O, I] and scale [O] in fp32 of a matrix [O, I]."""
+    scale = weight.float().abs().amax(dim=1).clamp_min(1e-8) / 127
+    return (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def empty_int8(model: nn.Module) -> None:
+    """Put an empty `Int8Linear` in the place of every linear layer of the blocks."""
+    _replace(model, lambda linear: Int8Linear(linear.in_features, linear.out_features))
+
+
+def quantize_int8(model: nn.Module) -> None:
+    """Round every linear layer of the blocks to 8 bits, in place; embedding and head stay."""
+
+    def convert(linear: nn.Linear) -> Int8Linear:
+        small = Int8Linear(linear.in_features, linear.out_features)
+        small.weight, small.scale = quantize_rows(linear.weight.detach())
+        return small
+
+    _replace(model, convert)
+
+
+def _replace(model: nn.Module, convert: Callable[[nn.Linear], nn.Module]) -> None:
+    blocks = model.get_submodule("blocks")
+    for path, module in list(blocks.named_modules()):
+        if isinstance(module, nn.Linear):
+            parent, _, name = path.rpartition(".")
+            setattr(blocks.get_submodule(parent), name, convert(module))

@@ -1,0 +1,55 @@
+"""The decoder: embed, pass the blocks, normalise, project.
+
+Takes: packed tokens [N] with their positions and a view that says who sees whom; or plain [B, T].
+Gives: hidden states [N, D] or logits. Training, generation and scoring use this one forward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lmloop.model.attention import AttentionView, PackedRows
+from lmloop.model.block import Block, RMSNorm
+from lmloop.model.config import DecoderConfig
+from lmloop.model.functions import rotary_angles
+
+
+class Transformer(nn.Module):
+    """A Qwen3-shaped decoder."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config, layer=i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, T, V] of rows of tokens [B, T], each row a text of its own."""
+        rows, length = tokens.shape
+        positions = torch.arange(length, device=tokens.device).repeat(rows)
+        hidden = self.encode(tokens.flatten(), positions, PackedRows(rows=rows, length=length))
+        return self.project(hidden).view(rows, length, -1)
+
+    def encode(self, tokens: Tensor, positions: Tensor, view: AttentionView) -> Tensor:
+        """Final hidden states [N, D] of packed tokens [N] at positions [N]."""
+        x: Tensor = self.embedding(tokens)
+        rotary = rotary_angles(
+            positions,
+            head_dim=self.config.head_dim,
+            theta=self.config.rope_theta,
+            dtype=x.dtype,
+        )
+        for block in self.blocks:
+            x = block(x, rotary, view)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] of hidden states [N, D]."""
+        return F.linear(hidden, self.head.weight)

@@ -1,0 +1,122 @@
+"""The way through a recipe: each stage is skipped where its inputs and settings are unchanged.
+
+Takes: a recipe. Gives: artifacts, each made from those before it, and at the end a live model.
+Asking for a stage makes what it needs first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmloop.errors import CompressionError
+from lmloop.progress import Progress
+from lmloop.sections import Recipe
+from lmloop.stages import STAGES, Stage, Workshop
+from lmloop.store.artifact import Artifact, artifact_key
+from lmloop.store.database import database_url, open_database
+from lmloop.store.registry import index_artifact, set_alias
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a walk through a recipe has come to."""
+
+    artifacts: Mapping[str, Artifact]
+    """By stage."""
+    live: Artifact | None
+    """The model that is served; None where the walk stopped before there was one."""
+
+
+def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -> Made:
+    """Make everything up to the stage `until` (all stages where None), then set the live model.
+
+    A compression that would cost too much quality is refused by its stage; with `until` None the
+    walk then says so and goes on with the uncompressed model.
+    """
+    shop = Workshop(recipe=recipe, home=home, progress=progress)
+    if until is not None:
+        return Made(_make_needed(STAGES[until], shop, {}), live=None)
+    artifacts: dict[str, Artifact] = {}
+    live = None
+    for stage in STAGES.values():
+        try:
+            _make_needed(stage, shop, artifacts)
+        except CompressionError as refusal:
+            progress.say(f"not compressed: {refusal}")
+    live = artifacts.get("compress", artifacts["finetune"])
+    database = open_database(database_url(home))
+    try:
+        set_alias(database, recipe.name, "live", live)
+    finally:
+        database.dispose()
+    return Made(artifacts, live)
+
+
+def _make_needed(stage: Stage, shop: Workshop, made: dict[str, Artifact]) -> dict[str, Artifact]:
+    for need in stage.needs:
+        if need not in made:
+            _make_needed(STAGES[need], shop, made)
+    made[stage.name] = make(stage, shop, {need: made[need] for need in stage.needs})
+    return made
+
+
+def make(stage: Stage, shop: Workshop, inputs: Mapping[str, Artifact]) -> Artifact:
+    """The artifact of one stage: found where it is made already, else made.
+
+    Raises `BusyError` where another process is making the same.
+    """
+    recipe = shop.recipe
+    sources = stage.sources(recipe)
+    settings = stage.settings(recipe)
+    origins = [*sources, *(_origin(artifact) for artifact in inputs.values())]
+    key = artifact_key(stage.name, settings, [origin["fingerprint"] for origin in origins])
+    found = shop.store.find(stage.name, key)
+    if found is not None:
+        shop.progress.say(f"{stage.name}: already made, {found}")
+        return found
+    with shop.store.lock(stage.name, key):
+        for artifact in inputs.values():
+            artifact.verify()
+        started = time.time()
+        with shop.store.write(stage.name, key) as draft:
+            counts = stage.work(shop, inputs, draft.path, shop.home / "runs" / draft.final.name)
+            counts = dict(counts) | {"stage_seconds": round(time.time() - started, 1)}
+            artifact = draft.finish(
+                kind=stage.kind,
+                name=recipe.name,
+                made_from=origins,
+                settings=settings,
+                counts=counts,
+                code_version=code_version(),
+                environment=stage.environment(),
+                created=started,
+            )
+    _index(shop.home, artifact)
+    shop.progress.say(f"{stage.name}: made {artifact} in {counts['stage_seconds']} s")
+    return artifact
+
+
+def _origin(artifact: Artifact) -> dict[str, str]:
+    return {"kind": artifact.kind, "fingerprint": artifact.fingerprint}
+
+
+def _index(home: Path, artifact: Artifact) -> None:
+    database = open_database(database_url(home))
+    try:
+        index_artifact(database, artifact)
+    finally:
+        database.dispose()
+
+
+def code_version() -> str:
+    """The package's version and a hash over its source files."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return f"{importlib.metadata.version('lmloop')}+{digest.hexdigest()[:12]}"

@@ -1,0 +1,248 @@
+"""What a recipe may say: one frozen section a stage, a docstring under every field.
+
+The docstrings are the help on the command line as well. Reading a recipe is `lmloop.config`'s part.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `"90s"`, `"5m"` or `"2h"`; raises ValueError on anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None or not 0 < float(match[1]) < math.inf:
+        raise ValueError(f"{text!r} is no duration: write a number and s, m or h, such as '5m'")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys, documented under the field."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class PrepareConfig(Section):
+    """Files to clean documents and conversations."""
+
+    sources: tuple[str, ...] = Field(min_length=1, strict=False)
+    """Files, folders, globs, or `package:NAME/PATH` for a file inside an installed package."""
+    min_characters: int = Field(default=20, ge=0)
+    """Shorter records are dropped (characters after normalisation)."""
+    max_characters: int = Field(default=1_000_000, ge=1)
+    """Longer records are dropped (characters after normalisation)."""
+    min_turns: int = Field(default=2, ge=1)
+    """Conversations with fewer turns are dropped; plain documents are not concerned."""
+    max_repetition: float = Field(default=0.5, ge=0, le=1)
+    """Records in which duplicate lines make up more than this share of characters are dropped."""
+    near_duplicate_similarity: float | None = Field(default=0.8, gt=0, le=1)
+    """Jaccard similarity of word 5-grams that makes a near duplicate; `"none"` keeps them all."""
+    mask_personal_data: bool = True
+    """Replace e-mail addresses and telephone numbers by `<email>` and `<phone>`."""
+    validation_share: float = Field(default=0.01, gt=0, lt=0.5)
+    """Share of records watched during training, chosen by hash of the content."""
+    heldout_share: float = Field(default=0.04, gt=0, lt=0.5)
+    """Share of records that only `evaluate` sees, chosen by hash of the content."""
+
+    @field_validator("near_duplicate_similarity", mode="before")
+    @classmethod
+    def _read_none(cls, value: object) -> object:
+        # TOML has no word for an absent value.
+        return None if value == "none" else value
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> PrepareConfig:
+        if self.min_characters > self.max_characters:
+            raise ValueError(
+                f"min_characters = {self.min_characters} exceeds "
+                f"max_characters = {self.max_characters}: every record would be dropped"
+            )
+        return self
+
+
+class TokenizeConfig(Section):
+    """Clean text to token ids."""
+
+    vocab_size: int = Field(default=4096, ge=300, le=1_000_000)
+    """Entries of the byte-level BPE vocabulary, special tokens included."""
+
+
+class ModelSection(Section):
+    """The shape of the decoder (Qwen3: RMSNorm, rotary, SwiGLU, grouped queries, QK-norm)."""
+
+    num_layers: int = Field(default=6, ge=1)
+    """Blocks."""
+    hidden_size: int = Field(default=384, ge=8)
+    """Width of the residual stream."""
+    num_heads: int = Field(default=6, ge=1)
+    """Query heads."""
+    num_kv_heads: int = Field(default=6, ge=1)
+    """Key and value heads; divides `num_heads`."""
+    head_dim: int = Field(default=64, ge=2)
+    """Width of a head; even."""
+    intermediate_size: int = Field(default=1024, ge=8)
+    """Width of the feed-forward layer."""
+    context_length: int = Field(default=512, ge=8)
+    """Positions that the model is made for, in tokens."""
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    """Base of the rotary frequencies."""
+    norm_epsilon: float = Field(default=1e-6, gt=0)
+    """Added to the mean square in RMSNorm."""
+    tie_embeddings: bool = True
+    """Use one matrix for input embedding and output projection."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> ModelSection:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads = {self.num_heads} is no multiple of num_kv_heads = {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} is odd; rotary positions need pairs")
+        return self
+
+
+class TrainConfig(Section):
+    """What pre-training and fine-tuning have in common."""
+
+    budget: str | None = Field(default=None)
+    """Wall-clock budget such as `"90s"`, `"5m"`, `"2h"`; give this, `steps` or `replay`."""
+    steps: int | None = Field(default=None, ge=1)
+    """Step budget: reproducible bit for bit; give this, `budget` or `replay`."""
+    replay: str | None = None
+    """Journal of an earlier run whose decisions are repeated exactly; or `budget`, or `steps`."""
+    batch_tokens: int = Field(default=8192, ge=8)
+    """Tokens of one optimiser step."""
+    row_tokens: int = Field(default=512, ge=8)
+    """Length of a packed row, at most the model's context length."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic of forward and backward; `auto` takes bfloat16 where it is the faster one."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """`muon`: Muon for the hidden matrices, AdamW for the rest; `adamw`: AdamW for all."""
+    learning_rate: float = Field(default=0.002, gt=0)
+    """Peak rate of AdamW."""
+    matrix_learning_rate: float = Field(default=0.02, gt=0)
+    """Peak rate of Muon (hidden matrices)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of the hidden matrices."""
+    warmup_share: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the budget in which rates rise from zero."""
+    decay_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the budget at the end in which rates fall linearly (WSD schedule)."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient."""
+    validate_every: int = Field(default=200, ge=1)
+    """Steps between two measurements of validation bits per byte."""
+    save_every: int = Field(default=200, ge=1)
+    """Steps between two snapshots: what `kill -9` can cost at most."""
+
+    @field_validator("budget")
+    @classmethod
+    def _check_budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_duration(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_one_budget(self) -> TrainConfig:
+        if sum(given is not None for given in (self.budget, self.steps, self.replay)) != 1:
+            raise ValueError("give exactly one of budget (wall clock), steps and replay")
+        return self
+
+
+class PretrainConfig(TrainConfig):
+    """Token ids to a base model: next-token loss on everything."""
+
+
+class FinetuneConfig(TrainConfig):
+    """Base model to chat model: loss on the assistant's answers only."""
+
+
+class EvaluateConfig(Section):
+    """Checkpoint to report, on held-out text only."""
+
+    candidates: int = Field(default=20, ge=2)
+    """Replies to choose from in hits@1, the true one included."""
+    ranking_questions: int = Field(default=300, ge=1)
+    """Held-out contexts that hits@1 is measured on, at most."""
+    openers: int = Field(default=100, ge=1)
+    """Held-out first turns that the model answers."""
+    max_tokens: int = Field(default=96, ge=1)
+    """Longest answer, in tokens."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    """Sampling temperature of the answers."""
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus of the answers."""
+
+
+class CompressConfig(Section):
+    """Checkpoint to a smaller checkpoint."""
+
+    bits: Literal[8] = 8
+    """Bits a weight."""
+    max_loss: float = Field(default=0.01, ge=0)
+    """Largest allowed rise in bits per byte, relative (0.01 = 1 %); above it nothing is written."""
+
+
+class ServeConfig(Section):
+    """Checkpoint to HTTP."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    max_running: int = Field(default=16, ge=1)
+    """Requests decoded together in one step."""
+    max_waiting: int = Field(default=128, ge=0)
+    """Requests that may queue; one more is answered 503."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer unless the request asks for less, in tokens."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    """Sampling temperature of the chat page."""
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus of the chat page."""
+
+
+class Recipe(Section):
+    """One TOML file: a section a stage."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    """What the result is called in the registry: lower case, digits, `.`, `_`, `-`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of every random choice."""
+    prepare: PrepareConfig
+    tokenize: TokenizeConfig = TokenizeConfig()
+    model: ModelSection = ModelSection()
+    pretrain: PretrainConfig = PretrainConfig(budget="4m")
+    finetune: FinetuneConfig = FinetuneConfig(budget="1m")
+    evaluate: EvaluateConfig = EvaluateConfig()
+    compress: CompressConfig = CompressConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Recipe:
+        for stage in ("pretrain", "finetune"):
+            section: TrainConfig = getattr(self, stage)
+            if section.row_tokens > self.model.context_length:
+                raise ValueError(
+                    f"{stage}.row_tokens = {section.row_tokens} exceeds "
+                    f"model.context_length = {self.model.context_length}"
+                )
+            if section.batch_tokens % section.row_tokens:
+                raise ValueError(
+                    f"{stage}.batch_tokens = {section.batch_tokens} is no multiple of "
+                    f"{stage}.row_tokens = {section.row_tokens}"
+                )
+        return self

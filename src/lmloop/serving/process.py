@@ -1,0 +1,302 @@
+"""One engine process of one weights version, and the requests that are under way in it.
+
+Takes: the command that starts a worker (see `lmloop.serving.worker`). Gives: `Generation`s whose
+pieces arrive as the engine makes them, and the news at once when the process is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from lmloop.errors import LmloopError, RequestError
+
+if TYPE_CHECKING:
+    from lmloop.serving.prompts import Texts
+
+MAX_LINE_BYTES = 1 << 24
+"""Longest line of the protocol; one message carries one step's text of a whole batch."""
+LAST_WORDS = 20
+"""Lines of a worker's stderr that are kept to say why it ended."""
+LAST_WORDS_SECONDS = 1.0
+"""How long they are waited for once it has."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """How an engine process is started, and what it may hold."""
+
+    command: tuple[str, ...]
+    """Program and arguments of the worker."""
+    open_texts: Callable[[], Texts]
+    """Opens the tokenizer and chat template that belong to these weights (on a thread)."""
+    capacity: int
+    """Sequences that may run or wait at once."""
+    start_seconds: float = 600.0
+    """Longest time from start to ready."""
+    silence_seconds: float = 20.0
+    """Longest time without a sign of life, once ready; then the process is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text of one sequence; the last one has a `finish_reason` (`stop` or `length`)."""
+
+    index: int
+    text: str
+    num_tokens: int
+    """Tokens of this sequence so far."""
+    finish_reason: str | None
+
+
+class Generation:
+    """The sequences of one request: admitted together, iterated for their pieces, closed once."""
+
+    def __init__(self, engine: EngineProcess, *, serial: int, count: int) -> None:
+        self.engine = engine
+        self._serial = serial
+        self._arrivals: asyncio.Queue[Piece | RequestError] = asyncio.Queue()
+        self._unread = count
+        self._running = set(range(count))
+
+    def start(self, sequences: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> None:
+        """Hand token ids and sampling of every sequence to the engine."""
+        for index in sorted(self._running):
+            tokens, sampling = sequences[index]
+            self.engine.send(
+                {
+                    "op": "generate",
+                    "id": self._engine_id(index),
+                    "tokens": list(tokens),
+                    "sampling": dict(sampling),
+                }
+            )
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> Piece:
+        """The next piece of any sequence; raises `RequestError` where the engine fails."""
+        if not self._unread:
+            raise StopAsyncIteration
+        arrival = await self._arrivals.get()
+        if isinstance(arrival, RequestError):
+            raise arrival
+        self._unread -= arrival.finish_reason is not None
+        return arrival
+
+    def take(self, index: int, piece: Mapping[str, Any]) -> None:
+        """Called by the engine process with what a sequence got in one step."""
+        if index not in self._running:
+            return
+        if piece["finish_reason"] is not None:
+            self._release(index)
+        self._arrivals.put_nowait(
+            Piece(index, piece["text"], piece["num_tokens"], piece["finish_reason"])
+        )
+
+    def fail(self, error: RequestError) -> None:
+        """End the whole request with an error."""
+        self._arrivals.put_nowait(error)
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what still runs and give its places back; may be called again."""
+        for index in sorted(self._running):
+            self.engine.send({"op": "cancel", "id": self._engine_id(index)})
+            self._release(index)
+
+    def _release(self, index: int) -> None:
+        self._running.discard(index)
+        self.engine.release(self._serial, finished=not self._running)
+
+    def _engine_id(self, index: int) -> str:
+        return f"{self._serial}-{index}"
+
+
+class EngineProcess:
+    """A worker process from its start to its end."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.state: Literal["starting", "ready", "ended"] = "starting"
+        self.idle = asyncio.Event()
+        """Set while nothing is under way."""
+        self.idle.set()
+        self.was_ready = False
+        self.failure = "it ended"
+        """Why the process ended, in words."""
+        self.permanent = False
+        """Whether another start with the same folder would fail the same way."""
+        self.weights: str | None = None
+        """Version of the weights: the first 12 characters of their fingerprint."""
+        self.context_length = 0
+        self.vocab_size = 0
+        self.in_flight = 0
+        self.running = 0
+        self.last_heard = time.time()
+        self._texts: Texts | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._generations: dict[int, Generation] = {}
+        self._next_serial = 0
+        self._last_words: collections.deque[str] = collections.deque(maxlen=LAST_WORDS)
+
+    @property
+    def texts(self) -> Texts:
+        """Tokenizer and chat template; there once the engine is ready."""
+        if self._texts is None:
+            raise RuntimeError("the engine is not ready")
+        return self._texts
+
+    @property
+    def process_id(self) -> int | None:
+        """The worker's process id."""
+        return None if self._process is None else self._process.pid
+
+    def open(self, count: int) -> Generation:
+        """Reserve places for `count` sequences; the caller closes the generation."""
+        generation = Generation(self, serial=self._next_serial, count=count)
+        self._generations[self._next_serial] = generation
+        self._next_serial += 1
+        self.in_flight += count
+        self.idle.clear()
+        return generation
+
+    def release(self, serial: int, *, finished: bool) -> None:
+        """Give one place back; `finished` ends the generation."""
+        self.in_flight -= 1
+        if finished:
+            self._generations.pop(serial, None)
+        if not self.in_flight:
+            self.idle.set()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Write a message to the worker; nothing where it is gone."""
+        process = self._process
+        if process is None or process.stdin is None or self.state == "ended":
+            return
+        # Not drained: what can pile up here is bounded by the number of admitted requests.
+        process.stdin.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+
+    async def spawn(self) -> None:
+        """Start the worker; raises OSError where the system cannot."""
+        # A session of its own: Ctrl-C reaches the server alone, which drains first.
+        self._process = await asyncio.create_subprocess_exec(
+            *self.spec.command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MAX_LINE_BYTES,
+            start_new_session=True,
+        )
+
+    async def run(self) -> None:
+        """Follow the worker until it has ended; then everything under way fails.
+
+        Cancelling this ends the worker, which has nothing to save.
+        """
+        process = self._process
+        if process is None or process.stdout is None or process.stderr is None:
+            raise RuntimeError("spawn() comes first")
+        words = asyncio.create_task(self._keep_last_words(process.stderr))
+        texts = asyncio.create_task(asyncio.to_thread(self.spec.open_texts))
+        try:
+            await self._follow(process.stdout, texts)
+        finally:
+            self._end()
+            texts.cancel()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            await asyncio.wait({words}, timeout=LAST_WORDS_SECONDS)
+            words.cancel()
+        self._explain(process.returncode)
+
+    def abort(self, error: RequestError) -> None:
+        """Fail everything under way."""
+        for generation in list(self._generations.values()):
+            generation.fail(error)
+
+    async def _follow(self, stdout: asyncio.StreamReader, texts: asyncio.Task[Texts]) -> None:
+        try:
+            while line := await self._read_line(stdout):
+                message = json.loads(line)
+                if message["op"] == "ready":
+                    self._texts = await texts
+                self._handle(message)
+        except TimeoutError:
+            self.failure = "it gave no sign of life and was killed"
+        except (ValueError, KeyError) as error:
+            self.failure = f"it broke the protocol ({error!r})"
+        except (LmloopError, OSError) as error:
+            self.failure, self.permanent = str(error), True
+
+    async def _read_line(self, stdout: asyncio.StreamReader) -> bytes:
+        spec = self.spec
+        async with asyncio.timeout(spec.silence_seconds if self.was_ready else spec.start_seconds):
+            return await stdout.readline()
+
+    def _handle(self, message: Mapping[str, Any]) -> None:
+        self.last_heard = time.time()
+        self.running = int(message.get("running", self.running))
+        match message["op"]:
+            case "pieces":
+                for piece in message["pieces"]:
+                    generation, index = self._find(piece["id"])
+                    if generation is not None:
+                        generation.take(index, piece)
+            case "error":
+                generation, _ = self._find(message["id"])
+                if generation is not None:
+                    generation.fail(_request_error(message))
+            case "ready":
+                self.weights = str(message["fingerprint"])[:12]
+                self.context_length = int(message["context_length"])
+                self.vocab_size = int(message["vocab_size"])
+                self.state, self.was_ready = "ready", True
+            case "failed":
+                self.failure, self.permanent = str(message["message"]), bool(message["usage"])
+
+    def _find(self, engine_id: str) -> tuple[Generation | None, int]:
+        serial, _, index = engine_id.partition("-")
+        return self._generations.get(int(serial)), int(index)
+
+    def _end(self) -> None:
+        self.state = "ended"
+        self.running = 0
+        self.abort(
+            RequestError(
+                "The engine stopped while it worked on this request; a new one is being started. "
+                "Send the request again.",
+                status=503,
+                code="engine_lost",
+            )
+        )
+
+    def _explain(self, return_code: int | None) -> None:
+        if self.failure == "it ended":
+            self.failure = f"it ended with exit code {return_code}"
+            if self._last_words:
+                self.failure += f": {self._last_words[-1]}"
+        for line in self._last_words:
+            logger.warning("engine: %s", line)
+
+    async def _keep_last_words(self, stderr: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ValueError):
+            while line := await stderr.readline():
+                self._last_words.append(line.decode("utf-8", "replace").rstrip()[:1000])
+
+
+def _request_error(message: Mapping[str, Any]) -> RequestError:
+    status = int(message["status"])
+    text = str(message["message"]) or "The engine could not work on this request."
+    return RequestError(text, status=status, code=message.get("code") or "engine_error")

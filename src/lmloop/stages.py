@@ -1,0 +1,245 @@
+"""The stages of a recipe: what each one needs, what decides its result, and the work itself.
+
+Takes: a recipe's sections and the artifacts of earlier stages. Gives: files and counts. Heavy
+libraries are imported by the stage that uses them, so that a walk over finished work is quick.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmloop.progress import Progress
+from lmloop.sections import Recipe
+from lmloop.store.artifact import Artifact, ArtifactStore
+
+if TYPE_CHECKING:
+    from lmloop.training.recipes import Validate
+
+Inputs = Mapping[str, Artifact]
+VALIDATION_TOKENS = 32_768
+"""Validation tokens read each time while training: enough to see a curve, a second to compute."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What every stage works with."""
+
+    recipe: Recipe
+    home: Path
+    progress: Progress
+
+    @property
+    def store(self) -> ArtifactStore:
+        """Where artifacts lie."""
+        return ArtifactStore(self.home)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage of the way."""
+
+    name: str
+    kind: str
+    """Of the artifact that it makes."""
+    needs: tuple[str, ...]
+    """Stages whose artifacts it reads."""
+    sections: tuple[str, ...]
+    """Parts of the recipe that decide its result."""
+    work: Callable[[Workshop, Inputs, Path, Path], Mapping[str, Any]]
+    """Writes the artifact's files into the first folder, may keep state in the second; counts."""
+    numeric: bool = True
+    """Whether its result depends on PyTorch and the processor."""
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        """The parts of the recipe that decide the result."""
+        data = recipe.model_dump(mode="json")
+        return {name: data[name] for name in self.sections}
+
+    def sources(self, recipe: Recipe) -> list[dict[str, str]]:
+        """Raw inputs with their fingerprints; only the first stage has any."""
+        if self.needs:
+            return []
+        from lmloop.corpus.prepare import fingerprint_sources
+
+        return fingerprint_sources(recipe.prepare)
+
+    def environment(self) -> dict[str, Any]:
+        """What "exact" depends on: versions, and for numeric stages threads and instruction set."""
+        own = {"python": platform.python_version(), "machine": platform.machine()}
+        if not self.numeric:
+            return own
+        from lmloop.model.hardware import describe_hardware
+
+        return own | describe_hardware()
+
+
+def _prepare(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+    from lmloop.corpus.prepare import prepare
+
+    recipe = shop.recipe
+    return prepare(recipe.prepare, folder, seed=recipe.seed, progress=shop.progress).counts
+
+
+def _tokenize(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+    from lmloop.corpus.prepare import read_split
+    from lmloop.tokens.tokenize import tokenize
+
+    return tokenize(
+        shop.recipe.tokenize,
+        partial(read_split, inputs["prepare"].path),
+        folder,
+        context_length=shop.recipe.model.context_length,
+        progress=shop.progress,
+    )
+
+
+def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+    from lmloop.training.recipes import pretrain
+
+    _prepare_process()
+    shards = inputs["tokenize"].path
+    return pretrain(
+        shop.recipe.pretrain,
+        shop.recipe.model,
+        shards=shards,
+        folder=folder,
+        run=run,
+        seed=shop.recipe.seed,
+        validate=_validation(shop, shards),
+        clock=time.monotonic,
+        progress=shop.progress,
+    )
+
+
+def _finetune(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+    from lmloop.training.recipes import finetune
+
+    _prepare_process()
+    shards = inputs["tokenize"].path
+    return finetune(
+        shop.recipe.finetune,
+        base=inputs["pretrain"].path,
+        shards=shards,
+        folder=folder,
+        run=run,
+        seed=shop.recipe.seed,
+        validate=_validation(shop, shards),
+        clock=time.monotonic,
+        progress=shop.progress,
+    )
+
+
+def _evaluate(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+    from lmloop.corpus.prepare import read_split
+    from lmloop.evaluation.harness import evaluate
+    from lmloop.inference.load import load
+    from lmloop.tokens.shards import Shards
+    from lmloop.training.loop import JOURNAL
+
+    _prepare_process()
+    corpus = inputs["prepare"].path
+    return evaluate(
+        shop.recipe.evaluate,
+        model=load(inputs["finetune"].path),
+        base=load(inputs["pretrain"].path),
+        shards=Shards.open(inputs["tokenize"].path, "heldout"),
+        records=list(read_split(corpus, "heldout")),
+        train_records=partial(read_split, corpus, "train"),
+        training_logs={stage: inputs[stage].path / JOURNAL for stage in ("pretrain", "finetune")},
+        folder=folder,
+        seed=shop.recipe.seed,
+        progress=shop.progress,
+    )
+
+
+def _compress(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+    from lmloop.compression.quantize import compress
+    from lmloop.tokens.shards import Shards
+
+    _prepare_process()
+    return compress(
+        shop.recipe.compress,
+        model_folder=inputs["finetune"].path,
+        shards=Shards.open(inputs["tokenize"].path, "heldout"),
+        folder=folder,
+        progress=shop.progress,
+    )
+
+
+def _prepare_process() -> None:
+    from lmloop.model.hardware import tune_process
+
+    tune_process()
+
+
+def _validation(shop: Workshop, shards: Path) -> Validate:
+    """Bits per byte of the validation split's beginning, as a function of the model."""
+    from lmloop.evaluation.perplexity import bits_per_byte_of
+    from lmloop.tokens.shards import Shards
+    from lmloop.tokens.tokenizer import Tokenizer
+
+    return partial(
+        bits_per_byte_of,
+        shards=Shards.open(shards, "validation"),
+        document_id=Tokenizer.open(shards).document_id,
+        context_length=shop.recipe.model.context_length,
+        max_tokens=VALIDATION_TOKENS,
+    )
+
+
+STAGES: Mapping[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="prepare",
+            kind="corpus",
+            needs=(),
+            sections=("prepare", "seed"),
+            work=_prepare,
+            numeric=False,
+        ),
+        Stage(
+            name="tokenize",
+            kind="shards",
+            needs=("prepare",),
+            sections=("tokenize", "model"),
+            work=_tokenize,
+            numeric=False,
+        ),
+        Stage(
+            name="pretrain",
+            kind="checkpoint",
+            needs=("tokenize",),
+            sections=("model", "pretrain", "seed"),
+            work=_pretrain,
+        ),
+        Stage(
+            name="finetune",
+            kind="checkpoint",
+            needs=("tokenize", "pretrain"),
+            sections=("finetune", "seed"),
+            work=_finetune,
+        ),
+        Stage(
+            name="evaluate",
+            kind="report",
+            needs=("prepare", "tokenize", "pretrain", "finetune"),
+            sections=("evaluate", "seed"),
+            work=_evaluate,
+        ),
+        Stage(
+            name="compress",
+            kind="checkpoint",
+            needs=("tokenize", "finetune"),
+            sections=("compress",),
+            work=_compress,
+        ),
+    )
+}
+"""In the order of the way."""

@@ -1,0 +1,1 @@
+"""Takes clean records; gives ids, memory-mapped shards and packed batches (numpy, no torch)."""

@@ -1,0 +1,84 @@
+"""Clean records to shards: train the tokenizer on the training split, encode every split.
+
+Takes: an iterator of records a split. Gives: a folder with the tokenizer, the shards and
+`shards.json`. Documents and conversations begin with the document token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lmloop.errors import CorpusError
+from lmloop.progress import Progress
+from lmloop.records import Conversation, Record
+from lmloop.sections import TokenizeConfig
+from lmloop.tokens.chat import DEFAULT_TEMPLATE, ChatTemplate
+from lmloop.tokens.shards import INDEX, ShardWriter
+from lmloop.tokens.tokenizer import Tokenizer, train_tokenizer
+
+SPLITS = ("train", "validation", "heldout")
+_RECORDS_AT_ONCE = 512
+
+
+def tokenize(
+    config: TokenizeConfig,
+    read: Callable[[str], Iterable[Record]],
+    folder: Path,
+    *,
+    context_length: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write tokenizer and shards into `folder`; give counts. `read(split)` gives records."""
+    with progress.task("train tokenizer", total=None, unit=""):
+        tokenizer = train_tokenizer(
+            _texts(read("train")),
+            vocab_size=config.vocab_size,
+            chat_template=DEFAULT_TEMPLATE,
+            context_length=context_length,
+        )
+    tokenizer.save(folder)
+    template = ChatTemplate.of(tokenizer)
+    counts = {}
+    for split in SPLITS:
+        writer = ShardWriter(folder, split, vocab_size=tokenizer.vocab_size)
+        with progress.task(f"encode {split}", total=None, unit="tokens") as task:
+            for batch in _batches(read(split)):
+                _encode(batch, template, writer)
+                task.update(writer.num_tokens)
+        counts[split] = writer.close()
+        if not writer.num_documents:
+            raise CorpusError(f"the split {split!r} of the corpus is empty: add text")
+    index = {"vocab_size": tokenizer.vocab_size, "splits": counts}
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return counts
+
+
+def _texts(records: Iterable[Record]) -> Iterator[str]:
+    for record in records:
+        if isinstance(record, Conversation):
+            yield from (turn.content for turn in record.turns)
+        else:
+            yield record.text
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    iterator = iter(records)
+    while batch := list(islice(iterator, _RECORDS_AT_ONCE)):
+        yield batch
+
+
+def _encode(records: list[Record], template: ChatTemplate, writer: ShardWriter) -> None:
+    tokenizer: Tokenizer = template.tokenizer
+    contents = iter(tokenizer.encode_batch(list(_texts(records))))
+    for record in records:
+        if isinstance(record, Conversation):
+            own = [next(contents) for _ in record.turns]
+            ids, answers = template.encode_answers(record.turns, own)
+        else:
+            ids = [tokenizer.document_id, *next(contents)]
+            answers = [False] * len(ids)
+        writer.append(ids, answers, raw_bytes=record.raw_bytes)

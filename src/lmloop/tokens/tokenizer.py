@@ -1,0 +1,145 @@
+"""The tokenizer: byte-level BPE, trained by `tokenizers`, resting in Hugging Face's two files.
+
+Takes: text. Gives: ids, and text again, byte for byte. Text never turns into a special token, so
+nobody can write a role or a stop into a message.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from lmloop.errors import CorpusError, TokenizerError
+
+DOCUMENT = "<|endoftext|>"
+"""Stands before every document and conversation; its prediction says that one is over."""
+STOP = "<|end|>"
+"""Ends every turn; the model stops here."""
+SPECIAL_TOKENS = (DOCUMENT, STOP, "<|system|>", "<|user|>", "<|assistant|>")
+
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """Text to ids and back."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, config: dict[str, Any]) -> None:
+        self._backend = backend
+        self._config = config
+        self._backend.encode_special_tokens = True
+        self.vocab_size: int = backend.get_vocab_size()
+        self.document_id = self.special_id(config.get("bos_token") or DOCUMENT)
+        self.stop_ids: tuple[int, ...] = (
+            self.special_id(config.get("eos_token") or STOP),
+            self.document_id,
+        )
+        """Any of these ends an answer."""
+
+    @staticmethod
+    def open(folder: str | Path) -> Tokenizer:
+        """Read `tokenizer.json` and its `_config`; raise `TokenizerError` if they fail."""
+        path = Path(folder) / "tokenizer.json"
+        try:
+            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            config = json.loads(path.with_name("tokenizer_config.json").read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise TokenizerError(
+                f"{error.filename} is missing: {folder} has no tokenizer"
+            ) from None
+        except Exception as error:  # the backend raises bare Exception on a damaged file
+            raise TokenizerError(f"{path} cannot be read: {error}") from error
+        return Tokenizer(backend, config=config)
+
+    def save(self, folder: Path) -> None:
+        """Write both files."""
+        (folder / "tokenizer.json").write_text(self._backend.to_str(), encoding="utf-8")
+        text = json.dumps(self._config, indent=1, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the chat template, if there is one."""
+        template: str | None = self._config.get("chat_template")
+        return template
+
+    def special_id(self, token: str) -> int:
+        """The id of a special token; raise `TokenizerError` where there is none."""
+        found = self._backend.token_to_id(token)
+        if found is None:
+            raise TokenizerError(f"the tokenizer has no token {token!r}")
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of text; special tokens spelt in it stay text."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of text as the beginning of a document: what a model is given to continue."""
+        return [self.document_id, *self.encode(text)]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of many texts, on all cores."""
+        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [each.ids for each in encoded]
+
+    def encode_markup(self, text: str) -> list[int]:
+        """Ids of a template's own text, in which special tokens are meant."""
+        self._backend.encode_special_tokens = False
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        finally:
+            self._backend.encode_special_tokens = True
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens are left out, cut characters become U+FFFD."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        return text
+
+
+def train_tokenizer(
+    texts: Iterable[str], *, vocab_size: int, chat_template: str, context_length: int
+) -> Tokenizer:
+    """Learn a byte-level BPE of `vocab_size` entries; `CorpusError` if the text is too small.
+
+    Source: Sennrich, Haddow and Birch 2016; bytes as in GPT-2, words cut as in Qwen.
+    """
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer=trainer)
+    if backend.get_vocab_size() < vocab_size:
+        raise CorpusError(
+            f"the corpus gives {backend.get_vocab_size()} vocabulary entries, the recipe asks for "
+            f"tokenize.vocab_size = {vocab_size}: add text or lower it"
+        )
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": DOCUMENT,
+        "eos_token": STOP,
+        "pad_token": DOCUMENT,
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": chat_template,
+    }
+    return Tokenizer(backend, config=config)

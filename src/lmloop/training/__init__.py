@@ -1,0 +1,1 @@
+"""Takes shards and a shape or a checkpoint; gives a checkpoint trained, with its log."""

@@ -1,0 +1,150 @@
+"""The training loop: fetch, step, journal, validate, save; nothing else.
+
+Takes: a model, a loader, a budget. Gives: the trained model in place. A run killed at any instant
+goes on from its last snapshot and ends, with a step budget, in the very same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmloop.errors import TrainingError
+from lmloop.model.attention import PackedRows
+from lmloop.model.transformer import Transformer
+from lmloop.progress import Progress, Task
+from lmloop.sections import TrainConfig
+from lmloop.tokens.loader import Batch, PackedLoader
+from lmloop.training.budget import make_budget
+from lmloop.training.journal import Journal
+from lmloop.training.loss import chunked_cross_entropy
+from lmloop.training.optim import Optimizer
+from lmloop.training.schedule import warmup_stable_decay
+from lmloop.training.snapshot import Position, load_snapshot, save_snapshot
+
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a finished run has come to."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    final_loss: float
+    """Mean loss of the last tenth of the steps, nats a learnt token."""
+    validation_bits_per_byte: float
+
+
+def batch_loss(model: Transformer, batch: Batch) -> Tensor:
+    """Mean cross-entropy in nats over the learnt targets of a batch of packed rows."""
+    rows, length = batch.tokens.shape
+    tokens, targets, positions = (
+        torch.from_numpy(part).flatten() for part in (batch.tokens, batch.targets, batch.positions)
+    )
+    view = PackedRows(rows=rows, length=length, segments=torch.from_numpy(batch.segments))
+    hidden = model.encode(tokens, positions, view)
+    if not batch.learnt.all():
+        learnt = torch.from_numpy(batch.learnt).flatten().nonzero()[:, 0]
+        hidden, targets = hidden[learnt], targets[learnt]
+    return chunked_cross_entropy(hidden, model.head.weight, targets)
+
+
+def train(
+    model: Transformer,
+    loader: PackedLoader,
+    config: TrainConfig,
+    *,
+    folder: Path,
+    validate: Callable[[Transformer], float],
+    clock: Callable[[], float],
+    progress: Progress,
+    name: str,
+) -> TrainResult:
+    """Train `model` in place; `folder` holds journal and snapshots, and resumes if it has any.
+
+    `validate` gives bits per byte. Raises `TrainingError` where the loss is no number any more.
+    """
+    optimizer = Optimizer(
+        model,
+        learning_rate=config.learning_rate,
+        matrix_learning_rate=config.matrix_learning_rate,
+        weight_decay=config.weight_decay,
+        method=config.optimizer,
+    )
+    position = _resume(optimizer, folder, progress)
+    budget = make_budget(config, clock=clock, before=position.elapsed)
+    journal = Journal(folder / JOURNAL, steps=position.step)
+    rows = config.batch_tokens // config.row_tokens
+    step, losses, saved = position.step, _Mean(), position.step
+    with progress.task(name, total=1.0, unit="") as task:
+        while (share := budget.share(step)) < 1.0:
+            factor = warmup_stable_decay(
+                share, warmup_share=config.warmup_share, decay_share=config.decay_share
+            )
+            loss = batch_loss(model, loader.rows(step * rows, rows))
+            value = loss.item()
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss is {value} at step {step}: lower matrix_learning_rate or "
+                    f"learning_rate; the last sound snapshot is in {folder}"
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = optimizer.step(factor, clip=config.gradient_clip)
+            losses.add(value)
+            step += 1
+            entry = {"step": step, "share": share, "seconds": budget.elapsed(), "loss": value}
+            entry |= {"factor": factor, "norm": norm, "tokens": step * config.batch_tokens}
+            if step % config.validate_every == 0:
+                entry["validation_bpb"] = validate(model)
+            journal.append(entry)
+            _report(task, share, entry)
+            if step % config.save_every == 0:
+                save_snapshot(
+                    folder, Position(step=step, elapsed=budget.elapsed()), optimizer.state()
+                )
+                saved = step
+    journal.close()
+    if step > saved:
+        save_snapshot(folder, Position(step=step, elapsed=budget.elapsed()), optimizer.state())
+    return TrainResult(
+        steps=step,
+        tokens=step * config.batch_tokens,
+        seconds=budget.elapsed(),
+        final_loss=losses.value,
+        validation_bits_per_byte=validate(model),
+    )
+
+
+def _resume(optimizer: Optimizer, folder: Path, progress: Progress) -> Position:
+    found = load_snapshot(folder)
+    if found is None:
+        return Position(step=0, elapsed=0.0)
+    position, tensors, complaints = found
+    for line in complaints:
+        progress.say(line)
+    optimizer.load_state(tensors)
+    progress.say(f"resumed at step {position.step} after {position.elapsed:.0f} s")
+    return position
+
+
+def _report(task: Task, share: float, entry: dict[str, Any]) -> None:
+    rate = entry["tokens"] / max(entry["seconds"], 1e-9)
+    task.update(share, note=f"step {entry['step']}  loss {entry['loss']:.3f}  {rate:,.0f} tok/s")
+
+
+class _Mean:
+    """Running mean with a memory of about fifty values."""
+
+    def __init__(self) -> None:
+        self.value = math.nan
+
+    def add(self, value: float) -> None:
+        self.value = value if math.isnan(self.value) else 0.98 * self.value + 0.02 * value

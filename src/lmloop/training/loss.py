@@ -1,0 +1,48 @@
+"""Cross-entropy over a large vocabulary without ever holding all logits.
+
+Takes: hidden states [N, D], the output matrix [V, D], targets [N]. Gives: the mean loss in nats;
+the gradients are made in the same pass, chunk by chunk, while the logits are still in the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+CHUNK_ELEMENTS = 1 << 21
+"""Logits held at once: a chunk's tokens times the vocabulary."""
+
+
+class _ChunkedCrossEntropy(Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        size = max(1, CHUNK_ELEMENTS // len(weight))
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            logits = hidden[part] @ weight.t()
+            chances = torch.softmax(logits, dim=-1, dtype=torch.float32)
+            wanted = targets[part, None]
+            total -= chances.gather(1, wanted).clamp_min_(1e-37).log_().sum()
+            chances.scatter_add_(1, wanted, chances.new_full(wanted.shape, -1.0))
+            grad = chances.mul_(1 / len(hidden)).to(logits.dtype)
+            torch.mm(grad, weight, out=grad_hidden[part])
+            grad_weight += grad.t() @ hidden[part]
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        return total / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grads[0], grad_weight * grads[0], None
+
+
+def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats (fp32 scalar) of hidden [N, D] · weight [V, D]ᵀ against [N]."""
+    result: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+    return result

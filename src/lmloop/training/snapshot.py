@@ -1,0 +1,67 @@
+"""Snapshots of a run: whole or absent, verified before an older one is given up.
+
+Takes: named tensors and a few numbers. Gives: folders `snapshot-<step>` of safetensors and JSON. A
+damaged newest snapshot is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lmloop.errors import ArtifactError
+from lmloop.store.artifact import hash_file, replace_folder, sync, verify_file, write_json
+
+KEEP = 2
+"""Snapshots that stay: the newest, and one to fall back on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a run stands, besides its tensors."""
+
+    step: int
+    """Steps done."""
+    elapsed: float
+    """Seconds spent."""
+
+
+def save_snapshot(folder: Path, position: Position, tensors: Mapping[str, Tensor]) -> None:
+    """Write a snapshot, verify it by its hash, then drop all but the newest `KEEP`."""
+    final = folder / f"snapshot-{position.step:08d}"
+    beside = folder / f".{final.name}.{os.getpid()}"
+    for left in folder.glob(".snapshot-*"):
+        shutil.rmtree(left)
+    beside.mkdir(parents=True)
+    try:
+        weights = beside / "state.safetensors"
+        save_file(dict(tensors), weights)
+        sync(weights)
+        seal = {"bytes": weights.stat().st_size, "sha256": hash_file(weights)}
+        write_json(beside / "position.json", asdict(position) | seal)
+        replace_folder(beside, final)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    for old in sorted(folder.glob("snapshot-*"))[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def load_snapshot(folder: Path) -> tuple[Position, dict[str, Tensor], list[str]] | None:
+    """The newest sound snapshot, and a line for each damaged one passed over; None without any."""
+    complaints: list[str] = []
+    for path in sorted(folder.glob("snapshot-*"), reverse=True):
+        try:
+            data = json.loads((path / "position.json").read_text(encoding="utf-8"))
+            weights = path / "state.safetensors"
+            verify_file(weights, size=data.pop("bytes"), sha256=data.pop("sha256"))
+            return Position(**data), load_file(weights), complaints
+        except (ArtifactError, OSError, ValueError, TypeError, KeyError) as error:
+            complaints.append(f"{path.name} is damaged and passed over: {error}")
+    return None
