@@ -1,4 +1,4 @@
-"""One training step of ours on the reference decoder, or the bfloat16 matrix rate: a child script."""
+"""A training step of ours on the reference decoder, or the matrix rate: a child script."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
+from lmloop.model.config import DecoderConfig
+from lmloop.model.hardware import tune_process
+from lmloop.model.init import initialise
+from lmloop.model.transformer import Transformer
+from lmloop.tokens.loader import Batch
+from lmloop.training.loop import batch_loss
+from lmloop.training.optim import Optimizer
 from reference import (
     FEED_FORWARD,
     HEADS,
@@ -22,14 +29,6 @@ from reference import (
     WIDTH,
     time_steps,
 )
-
-from lmloop.model.config import DecoderConfig
-from lmloop.model.hardware import tune_process
-from lmloop.model.init import initialise
-from lmloop.model.transformer import Transformer
-from lmloop.tokens.loader import Batch
-from lmloop.training.loop import batch_loss
-from lmloop.training.optim import Optimizer
 
 
 def measure_matrix_rate() -> None:

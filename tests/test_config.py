@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmloop.config import build_recipe, home_directory, load_recipe, parse_value, silence_telemetry
+from lmloop.config import (
+    build_recipe,
+    calm_threads,
+    home_directory,
+    load_recipe,
+    parse_value,
+    silence_telemetry,
+)
 from lmloop.errors import RecipeError
 
 GOOD = """
@@ -203,11 +210,13 @@ def test_an_override_is_toml_where_it_is_toml_and_else_itself(text: str, value: 
     assert parse_value(text) == value
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.text())
 def test_every_text_is_a_value(text: str) -> None:
     parse_value(text)
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["name", "seed", "prepare", "pretrain", "pretrian", "model", "x\ny"]),
@@ -254,6 +263,17 @@ def test_telemetry_is_silent_whatever_the_environment_said(
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert os.environ["DAFT_ANALYTICS_ENABLED"] == "0"
     assert os.environ["DAFT_PROGRESS_BAR"] == "1"
+
+
+def test_waiting_threads_sleep_soon_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    calm_threads()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    calm_threads()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
 
 
 def test_reading_a_recipe_imports_no_heavy_library() -> None:

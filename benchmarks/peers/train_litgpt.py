@@ -1,4 +1,4 @@
-"""A training step of litgpt's GPT (Llama shape) with torch's fused AdamW under bfloat16 autocast."""
+"""A training step of litgpt's GPT (Llama shape), fused AdamW in bfloat16 autocast."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import chunked_cross_entropy
+
 from reference import FEED_FORWARD, HEADS, LAYERS, ROW, ROWS, VOCABULARY, WIDTH, time_steps
 
 torch.manual_seed(0)

@@ -97,16 +97,16 @@ def show(name: str | Path | None = None, *, home: str | Path | None = None) -> A
 
 def plan(recipe: str | Path, **overrides: Any) -> Plan:
     """Parameters, memory, tokens and time of a recipe, before any work."""
-    from lmloop.corpus.prepare import fingerprint_sources
+    from lmloop.corpus.read import read_sources
     from lmloop.training.plan import make_plan
 
     checked = load_recipe(recipe, overrides)
-    sources = fingerprint_sources(checked.prepare)
+    records = read_sources(checked.prepare.sources)
     return make_plan(
         checked.model,
         vocab_size=checked.tokenize.vocab_size,
         stages={"pretrain": checked.pretrain, "finetune": checked.finetune},
-        text_bytes=sum(int(source["bytes"]) for source in sources),
+        text_bytes=sum(each.record.raw_bytes for each in records),
     )
 
 

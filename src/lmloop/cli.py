@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from lmloop.errors import LmloopError, RecipeError, UsageError
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+_SECTIONS = {"tokenize": ("tokenize", "model"), "pretrain": ("model", "pretrain")}
+"""Sections that a verb's help lists where they are not just the one of its name."""
 
 Recipe = Annotated[Path, typer.Argument(help="Recipe, a TOML file.", metavar="RECIPE")]
 Home = Annotated[
@@ -40,6 +43,28 @@ Name = Annotated[
 ]
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option("--port", help="Port to listen on; 0: a free one.")]
+
+
+class RecipeCommand(TyperCommand):
+    """A verb that takes a recipe: its help lists the recipe's keys as well."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the keys of the verb's sections (all, for `run` and `plan`), with defaults."""
+        from lmloop.config import describe_keys
+
+        sections = _SECTIONS.get(str(self.name), (str(self.name),))
+        with formatter.section("Recipe keys"):
+            formatter.write_dl(
+                [(f"--{key}=…", text) for key, text in describe_keys(sections).items()]
+            )
+
+
+@app.callback()
+def _prepare() -> None:
+    from lmloop.config import calm_threads, silence_telemetry
+
+    silence_telemetry()
+    calm_threads()
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
@@ -73,7 +98,7 @@ def _make(stage: str, recipe: Path, home: Path | None, context: typer.Context) -
     print(artifact.path)
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
 def run(
     context: typer.Context,
     recipe: Recipe,
@@ -92,37 +117,37 @@ def run(
         api.serve(made.live.path, home=home, config=config, on_ready=_say_ready)
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
 def prepare(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Read, clean, mask and deduplicate text; split it by hash."""
     _make("prepare", recipe, home, context)
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
 def tokenize(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Train the tokenizer and write token shards."""
     _make("tokenize", recipe, home, context)
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
 def pretrain(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Train a new model on the text."""
     _make("pretrain", recipe, home, context)
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
 def finetune(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Train the model to answer: loss on the assistant's turns only."""
     _make("finetune", recipe, home, context)
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
 def evaluate(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Measure the model on held-out text and write a report."""
     _make("evaluate", recipe, home, context)
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
 def compress(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Round the weights to 8 bits, refused if that costs too much."""
     _make("compress", recipe, home, context)
@@ -167,7 +192,7 @@ def show(name: Name = None, home: Home = None) -> None:
     show_ancestry(api.show(name, home=home))
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
 def plan(context: typer.Context, recipe: Recipe) -> None:
     """Foresee parameters, memory, tokens and time of a recipe."""
     from lmloop import api
@@ -194,9 +219,6 @@ def _say_ready(address: str) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
-    from lmloop.config import silence_telemetry
-
-    silence_telemetry()
     try:
         app()
     except LmloopError as error:

@@ -11,7 +11,7 @@ import json
 import os
 import textwrap
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,20 @@ def _explain(error: Any) -> str:
     return f"{dotted}: {message}, given {textwrap.shorten(repr(error['input']), 80)}"
 
 
+def describe_keys(sections: Sequence[str]) -> dict[str, str]:
+    """Keys of these sections of a recipe (of all, where none is one) with meaning and default."""
+    described = {}
+    known = [name for name in sections if name in Recipe.model_fields]
+    for name in known or Recipe.model_fields:
+        section = Recipe.model_fields[name].annotation
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            continue
+        for key, field in section.model_fields.items():
+            given = "required" if field.is_required() else f"default: {field.default}"
+            described[f"{name}.{key}"] = f"{field.description}  [{given}]"
+    return described
+
+
 def _known_keys(location: list[str]) -> list[str]:
     model: type[BaseModel] = Recipe
     for part in location:
@@ -126,3 +140,12 @@ def silence_telemetry() -> None:
         os.environ[name] = "1"
     os.environ["DAFT_ANALYTICS_ENABLED"] = "0"
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+
+
+def calm_threads() -> None:
+    """Let OpenMP's waiting threads sleep soon; call before torch is imported.
+
+    By default they spin for milliseconds. On a machine that does anything else, the spinning
+    keeps the very thread waited for from running, and training is fifty times slower.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,35 +71,52 @@ def make(stage: Stage, shop: Workshop, inputs: Mapping[str, Artifact]) -> Artifa
 
     Raises `BusyError` where another process is making the same.
     """
-    recipe = shop.recipe
-    sources = stage.sources(recipe)
-    settings = stage.settings(recipe)
-    origins = [*sources, *(_origin(artifact) for artifact in inputs.values())]
-    key = artifact_key(stage.name, settings, [origin["fingerprint"] for origin in origins])
+    origins = [*stage.sources(shop.recipe), *map(_origin, inputs.values())]
+    key = artifact_key(
+        stage.name,
+        stage.settings(shop.recipe),
+        [origin["fingerprint"] for origin in origins],
+    )
     found = shop.store.find(stage.name, key)
-    if found is not None:
-        shop.progress.say(f"{stage.name}: already made, {found}")
-        return found
-    with shop.store.lock(stage.name, key):
-        for artifact in inputs.values():
-            artifact.verify()
-        started = time.time()
-        with shop.store.write(stage.name, key) as draft:
-            counts = stage.work(shop, inputs, draft.path, shop.home / "runs" / draft.final.name)
-            counts = dict(counts) | {"stage_seconds": round(time.time() - started, 1)}
-            artifact = draft.finish(
-                kind=stage.kind,
-                name=recipe.name,
-                made_from=origins,
-                settings=settings,
-                counts=counts,
-                code_version=code_version(),
-                environment=stage.environment(),
-                created=started,
-            )
-    _index(shop.home, artifact)
-    shop.progress.say(f"{stage.name}: made {artifact} in {counts['stage_seconds']} s")
-    return artifact
+    if found is None:
+        with shop.store.lock(stage.name, key):
+            # Another process may have finished it between the first look and the lock.
+            found = shop.store.find(stage.name, key)
+            if found is None:
+                return _make(stage, shop, inputs, origins, key)
+    shop.progress.say(f"{stage.name}: already made, {found}")
+    return found
+
+
+def _make(
+    stage: Stage,
+    shop: Workshop,
+    inputs: Mapping[str, Artifact],
+    origins: Sequence[Mapping[str, str]],
+    key: str,
+) -> Artifact:
+    for artifact in inputs.values():
+        artifact.verify()
+    started = time.time()
+    with shop.store.write(stage.name, key) as draft:
+        run = shop.home / "runs" / draft.final.name
+        counts = dict(stage.work(shop, inputs, draft.path, run))
+        counts["stage_seconds"] = round(time.time() - started, 1)
+        made = draft.finish(
+            kind=stage.kind,
+            name=shop.recipe.name,
+            made_from=origins,
+            settings=stage.settings(shop.recipe),
+            counts=counts,
+            code_version=code_version(),
+            environment=stage.environment(),
+            created=started,
+        )
+    # What a run kept for resuming is of no more use now that its result is safe.
+    shutil.rmtree(run, ignore_errors=True)
+    _index(shop.home, made)
+    shop.progress.say(f"{stage.name}: made {made} in {counts['stage_seconds']} s")
+    return made
 
 
 def _origin(artifact: Artifact) -> dict[str, str]:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmloop.config import calm_threads
 from lmloop.progress import Progress
 from lmloop.sections import Recipe
 from lmloop.store.artifact import Artifact, ArtifactStore
@@ -87,7 +88,7 @@ def _prepare(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping
 
 
 def _tokenize(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
-    from lmloop.corpus.prepare import read_split
+    from lmloop.corpus.splits import read_split
     from lmloop.tokens.tokenize import tokenize
 
     return tokenize(
@@ -100,9 +101,9 @@ def _tokenize(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
 
 
 def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+    _tune()
     from lmloop.training.recipes import pretrain
 
-    _prepare_process()
     shards = inputs["tokenize"].path
     return pretrain(
         shop.recipe.pretrain,
@@ -118,9 +119,9 @@ def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
 
 
 def _finetune(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+    _tune()
     from lmloop.training.recipes import finetune
 
-    _prepare_process()
     shards = inputs["tokenize"].path
     return finetune(
         shop.recipe.finetune,
@@ -136,13 +137,13 @@ def _finetune(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
 
 
 def _evaluate(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
-    from lmloop.corpus.prepare import read_split
+    _tune()
+    from lmloop.corpus.splits import read_split
     from lmloop.evaluation.harness import evaluate
     from lmloop.inference.load import load
     from lmloop.tokens.shards import Shards
     from lmloop.training.loop import JOURNAL
 
-    _prepare_process()
     corpus = inputs["prepare"].path
     return evaluate(
         shop.recipe.evaluate,
@@ -159,10 +160,10 @@ def _evaluate(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
 
 
 def _compress(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+    _tune()
     from lmloop.compression.quantize import compress
     from lmloop.tokens.shards import Shards
 
-    _prepare_process()
     return compress(
         shop.recipe.compress,
         model_folder=inputs["finetune"].path,
@@ -172,7 +173,8 @@ def _compress(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
     )
 
 
-def _prepare_process() -> None:
+def _tune() -> None:
+    calm_threads()
     from lmloop.model.hardware import tune_process
 
     tune_process()

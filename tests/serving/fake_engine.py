@@ -20,13 +20,15 @@ from typing import Any
 from lmloop.errors import RequestError
 from lmloop.serving.worker import Worker, make_sender, reserve_stdout, start_reader
 
-WORDS = ("hello", " world", "\n", " 你好", " \U0001f600", " naïve", " \u2028", "\t\"quoted\"", " end")
+WORDS = ("hello", " world", "\n", " 你好", " \U0001f600", " naïve", " \u2028", '\t"quoted"', " end")
 CONTEXT_LENGTH = 400
 VOCAB_SIZE = 256
 
 
 @dataclass(frozen=True)
 class FakeSampling:
+    """What a request may ask for."""
+
     max_tokens: int = 16
     temperature: float = 1.0
     top_p: float = 1.0
@@ -37,6 +39,8 @@ class FakeSampling:
 
 @dataclass(frozen=True)
 class FakePiece:
+    """One step of one request."""
+
     request_id: str
     text: str
     num_tokens: int
@@ -45,6 +49,8 @@ class FakePiece:
 
 @dataclass
 class FakeRequest:
+    """A request under way."""
+
     prompt: str
     sampling: FakeSampling
     words: list[str] = field(default_factory=list)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,16 @@ def store(tmp_path: Path) -> ArtifactStore:
 def make_artifact(store: ArtifactStore) -> Callable[..., Artifact]:
     """Write an artifact of two files that hold `text`; `key` is what it was made from."""
 
+    raw = {"kind": "raw", "fingerprint": "f" * 64, "source": "talks.jsonl"}
+
     def make(
-        text: str = "one", *, key: str = KEY, stage: str = "prepare", name: str = "chat"
+        text: str = "one",
+        *,
+        key: str = KEY,
+        stage: str = "prepare",
+        name: str = "chat",
+        made_from: Sequence[Mapping[str, str]] = (raw,),
+        counts: Mapping[str, Any] | None = None,
     ) -> Artifact:
         with store.write(stage, key) as draft:
             (draft.path / "data").mkdir()
@@ -31,9 +40,9 @@ def make_artifact(store: ArtifactStore) -> Callable[..., Artifact]:
             return draft.finish(
                 kind="corpus",
                 name=name,
-                made_from=[{"kind": "file", "fingerprint": "f" * 64, "source": "talks.jsonl"}],
+                made_from=made_from,
                 settings={"min_turns": 2},
-                counts={"records": 3},
+                counts={"records": 3} if counts is None else counts,
                 code_version="0.1.0",
                 environment={"threads": 2},
                 created=float(len(text)),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import sqlalchemy as sa
@@ -220,6 +221,8 @@ def test_what_a_writer_has_read_stays_true_until_it_has_written(
 OPEN_AND_WRITE = """
 import json, sys
 from lmloop.store.database import open_database, requests_table, write_events
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
 sys.stdin.readline()
 engine = open_database(sys.argv[1])
 for number in range(25):
@@ -236,21 +239,41 @@ def test_processes_that_open_a_new_database_at_once_all_write_to_it(tmp_path: Pa
         subprocess.Popen(
             [*code, str(number), json.dumps(request("x"))],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(3)
+        for number in range(4)
     ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
     for writer in writers:
         assert writer.stdin is not None
         writer.stdin.write("go\n")
         writer.stdin.flush()
     errors = [writer.communicate(timeout=120)[1] for writer in writers]
-    assert errors == ["", "", ""]
+    assert errors == ["", "", "", ""]
     engine = open_database(url)
-    assert count(engine, requests_table) == 75
+    assert count(engine, requests_table) == 100
     assert numbers(engine) == [1]
     engine.dispose()
+
+
+def test_a_new_database_is_made_under_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without it about one opening in a hundred found the new file locked, when four came at once.
+    taken = []
+    lock = fcntl.flock
+
+    def watch(stream: TextIO, operation: int) -> None:
+        taken.append((stream.name, operation, (tmp_path / "lmloop.db").exists()))
+        lock(stream, operation)
+
+    monkeypatch.setattr(fcntl, "flock", watch)
+    open_database(database_url(tmp_path)).dispose()
+    assert taken == [(str(tmp_path / "lmloop.db.lock"), fcntl.LOCK_EX, False)]
 
 
 def test_a_killed_writer_leaves_what_it_committed_and_no_more(tmp_path: Path) -> None:

@@ -150,8 +150,10 @@ from lmloop.store.database import open_database
 from lmloop.store.registry import set_alias
 engine = open_database(sys.argv[1])
 one, other = map(open_artifact, sys.argv[2:])
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
 sys.stdin.readline()
-for number in range(20):
+for number in range(100):
     sys.stdout.write(f"{set_alias(engine, 'chat', 'live', (one, other)[number % 2])}\\n")
 engine.dispose()
 """
@@ -174,6 +176,9 @@ def test_two_processes_never_give_one_generation_to_two_models(
     ]
     answers = []
     for setter in setters:
+        assert setter.stdout is not None
+        assert setter.stdout.readline() == "ready\n"
+    for setter in setters:
         assert setter.stdin is not None
         setter.stdin.write("go\n")
         setter.stdin.flush()
@@ -184,7 +189,7 @@ def test_two_processes_never_give_one_generation_to_two_models(
             (int(line), pair[number % 2].fingerprint)
             for number, line in enumerate(output.splitlines())
         ]
-    assert len(answers) == 40
+    assert len(answers) == 200
     # A generation that two were told is one model: the second found it set already.
     assert len(set(answers)) == len({generation for generation, _ in answers})
     live = row_of(engine, "live")

@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {
             "model": "chat",
             "weights": self.fake.weights,
-            "context_length": self.fake.context_length,
+            "context_length": self.fake.context_length if self.fake.ready else None,
             "max_tokens": 256,
             "defaults": {"temperature": 0.7, "top_p": 0.9, "max_tokens": 128},
         }

@@ -65,6 +65,7 @@ def test_both_languages_hold_every_sentence_that_is_used() -> None:
     for path in PAGE.glob("*.js"):
         used |= set(re.findall(r"\bt\(\"(\w+)\"", path.read_text("utf-8")))
     page = (PAGE / "index.html").read_text("utf-8")
+    used |= set(re.findall(r"\"(consent_\w+)\"", (PAGE / "settings.js").read_text("utf-8")))
     used |= set(re.findall(r"data-(?:text|label|placeholder)=\"(\w+)\"", page))
     assert len(tables) == 2
     assert tables[0] == tables[1]
@@ -101,7 +102,10 @@ def test_consent_is_off_by_default_sent_only_when_given_and_remembered(
     box = chat.page.get_by_label("Share the text of this chat to improve the model")
     expect(box).not_to_be_checked()
     chat.ask("Private")
+    note = chat.page.locator("#consent-note")
+    expect(note).to_have_text("Off: the server keeps counts, not words.")
     box.check()
+    expect(note).to_have_text("On: the server keeps your words and the answers.")
     chat.ask("Shared")
     chat.tool("up").click()
     expect(chat.answers.last.locator(".saved")).to_have_text("Saved")

@@ -160,3 +160,12 @@ def test_new_weights_are_named_after_their_first_answer(chat: Chat, fake: FakeSe
     fake.weights = "88cc0000dddd"
     chat.ask("Who are you?")
     expect(chat.page.locator("#model-weights")).to_have_text("88cc0000dddd")
+
+
+def test_page_opened_while_the_engine_loads_waits_for_it(chat: Chat, fake: FakeServer) -> None:
+    fake.ready = False
+    chat.reload()
+    expect(chat.page.locator("#connection")).to_be_visible()
+    fake.ready = True
+    expect(chat.page.locator("#connection")).to_be_hidden()
+    expect(chat.page.locator("#fact-context")).to_have_text("512 tokens")

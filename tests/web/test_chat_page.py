@@ -238,8 +238,14 @@ def test_second_tab_shows_what_the_first_one_said(
     chat: Chat, fake: FakeServer, context: BrowserContext
 ) -> None:
     other = watch(context.new_page(), url=fake.url).open()
-    chat.ask("Hello")
-    expect(other.answers.last.locator(".text")).to_have_text("A fine day to you.")
+    end = threading.Event()
+    fake.script.append(Answer(["A fine ", end, "day."]))
+    chat.send("Hello")
+    expect(other.questions.last.locator(".text")).to_have_text("Hello")
+    expect(other.answers.last).to_have_attribute("data-status", "streaming")
+    end.set()
+    expect(other.answers.last.locator(".text")).to_have_text("A fine day.")
+    expect(other.answers.last).to_have_attribute("data-status", "done")
 
 
 def test_store_that_holds_nonsense_gives_an_empty_chat(chat: Chat) -> None:

@@ -116,8 +116,8 @@ def test_text_of_a_hundred_thousand_marks_is_shown_in_time(chat: Chat) -> None:
         """async () => {
           const { showText } = await import("/text.js");
           const began = performance.now();
-          for (const piece of ["`", "https://", "```\\n", "[", "\\n\\n", "(", "a"]) {
-            const text = piece.repeat(100_000 / piece.length);
+          for (const piece of ["`", "https://", "```\\n", "[", "\\n\\n", "(", "a", "`a\\n"]) {
+            const text = "https://a" + piece.repeat(100_000 / piece.length) + "b";
             showText(document.createElement("div"), text, { codeLabel: "" });
           }
           return performance.now() - began;

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import pytest
 from playwright.sync_api import expect
 
 from .conftest import Chat
@@ -121,6 +122,7 @@ def test_window_of_turns_is_counted_by_hand(chat: Chat) -> None:
     assert found["next"] == [2, 3, 5, None]
 
 
+@pytest.mark.slow
 def test_chat_of_forty_turns_stays_quick_and_whole(chat: Chat, fake: FakeServer) -> None:
     fake.default = Answer([f"word{number} " for number in range(20)])
     began = time.monotonic()

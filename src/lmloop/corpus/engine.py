@@ -1,8 +1,9 @@
-"""The data engine: Daft cleans, compares and sorts records that may be more than memory holds.
+"""The data engine: Daft cleans, compares and sorts the records of a corpus.
 
 Takes: records as read. Gives: a verdict for each (the split it goes to, or what drops it), sums and
 samples per verdict, and the splits as Parquet. Equal sets of records give equal bytes, whatever
-their order. In memory stand the keys only: hash, file, size and signature, about 0.6 kB a record.
+their order. In memory stand the keys (hash, file, size, signature) and, while it is sorted, one
+split; the rest rests on disk.
 The only file that imports Daft. No expression here holds a Python literal: making one imports
 torch, which takes seconds.
 """
@@ -88,7 +89,7 @@ class Engine:
         keys = keys.sort_by([(name, "ascending") for name in names]).combine_chunks()
         verdicts = np.array(keys["dropped"].to_pylist(), dtype=object)
         ids = np.array(keys["id"].to_pylist(), dtype=object)
-        left = np.flatnonzero(verdicts == None)  # noqa: E711
+        left = np.flatnonzero(keys["dropped"].is_null().to_numpy())
         copies = left[1:][ids[left[1:]] == ids[left[:-1]]]
         verdicts[copies] = EXACT_DUPLICATE
         left = np.setdiff1d(left, copies)
@@ -134,7 +135,12 @@ class Engine:
                 victims.setdefault(content, index)
         indices = [index for victims in chosen.values() for index in victims.values()]
         samples: dict[str, list[str]] = {}
-        for each in self._read_judged(self._keys.take(indices)).sort("id").to_arrow().to_pylist():
+        for each in (
+            self._read_judged(self._keys.take(pa.array(indices, pa.int64())))
+            .sort("id")
+            .to_arrow()
+            .to_pylist()
+        ):
             samples.setdefault(each["verdict"], []).append(_render(each))
         return samples
 
@@ -216,8 +222,7 @@ def _clean_row(row: dict[str, Any], config: PrepareConfig) -> dict[str, Any]:
 
 def _stack_signatures(column: Any) -> npt.NDArray[np.uint32]:
     """[N, NUM_HASHES] of a column of fixed-size lists."""
-    flat = pa.chunked_array(column).combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    values: npt.NDArray[np.uint32] = flat.flatten().to_numpy(zero_copy_only=False)
+    values: npt.NDArray[np.uint32] = column.combine_chunks().flatten().to_numpy()
     return values.reshape(-1, NUM_HASHES)
 
 

@@ -22,8 +22,9 @@ from lmloop.corpus.rows import KNOWN_KEYS, Skipped
 
 LINE_BYTES = 32 * 2**20
 """A line longer than this is skipped, so that one broken file cannot take the memory."""
-PIECE_BYTES = 100_000
-"""A longer text file becomes several documents, cut at blank lines where there are any."""
+PIECE_BYTES = 20_000
+"""A longer text file becomes several documents, cut at blank lines where there are any; small
+enough for one book to reach every split."""
 PARQUET_ROWS = 1024
 
 BAD_UTF8 = "not UTF-8"

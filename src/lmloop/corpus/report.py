@@ -45,7 +45,7 @@ def build_report(
             name: {
                 "records": summary.get(name, {}).get("records", 0),
                 "raw_bytes": summary.get(name, {}).get("raw_bytes", 0),
-                "samples": [shorten(text) for text in samples.get(name, ())],
+                "samples": [shorten(text) for text in samples.get(name, ()) if text],
             }
             for name in DROPS
         },

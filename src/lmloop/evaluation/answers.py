@@ -6,20 +6,25 @@ Where the corpus has no conversations, the model continues the beginnings of doc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
+from lmloop.evaluation.copying import longest_copies
+from lmloop.evaluation.metrics import COPY_FIGURES, TEXT_FIGURES, Figure, Metric, share
 from lmloop.evaluation.ranking import fit_context
 from lmloop.inference.engine import Engine
 from lmloop.inference.load import LoadedModel
 from lmloop.inference.sampling import Sampling
 from lmloop.progress import Progress
 from lmloop.records import Conversation, Record
+from lmloop.sections import EvaluateConfig
 
 OPENING_WORDS = 16
 """Words of a document that the model is given to continue."""
 RUNNING = 32
+"""Answers that grow together."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,11 @@ class Exchange:
     """"stop" where the model ended the answer itself, "length" where it was cut."""
     num_tokens: int
     reference: str | None
+    """What was really answered, if anything."""
     copied_words: int | None = None
     """Longest run of the answer's words that the training text contains."""
+    reference_copied_words: int | None = None
+    """The same of the reference: what chance and custom alone bring about."""
 
     def to_json(self) -> dict[str, Any]:
         """As written into `exchanges.jsonl`."""
@@ -115,3 +123,67 @@ def answer_openers(
                     )
             task.update(len(exchanges))
     return [exchanges[index] for index in range(len(openers))]
+
+
+def hold_exchanges(
+    config: EvaluateConfig,
+    model: LoadedModel,
+    records: Sequence[Record],
+    train_records: Callable[[], Iterable[Record]],
+    *,
+    seed: int,
+    progress: Progress,
+) -> list[Exchange]:
+    """Answers to held-out openers, each with its longest run of words from training."""
+    openers = choose_openers(records, model, limit=config.openers, max_tokens=config.max_tokens)
+    sampling = Sampling(
+        max_tokens=config.max_tokens, temperature=config.temperature, top_p=config.top_p
+    )
+    exchanges = answer_openers(model, openers, sampling=sampling, seed=seed, progress=progress)
+    with progress.task("copies from training", total=None, unit=""):
+        said = [each.answer for each in exchanges] + [each.reference or "" for each in exchanges]
+        copies = longest_copies(said, train_records())
+    return [
+        replace(exchange, copied_words=own, reference_copied_words=human)
+        for exchange, own, human in zip(
+            exchanges, copies[: len(exchanges)], copies[len(exchanges) :], strict=True
+        )
+    ]
+
+
+def measure_answers(exchanges: Sequence[Exchange]) -> list[Metric]:
+    """Figures over all answers; those of the true replies to the same openers beside them."""
+    stops = Metric(
+        name="stop_share",
+        value=share([each.finish_reason == "stop" for each in exchanges]),
+        unit="share",
+        explanation="answers that the model ended itself, not the length limit; higher is better",
+    )
+    answered = [each for each in exchanges if each.reference is not None]
+    figures = [
+        *_compare(
+            TEXT_FIGURES,
+            [each.answer for each in exchanges],
+            [each.reference or "" for each in answered],
+        ),
+        *_compare(
+            COPY_FIGURES,
+            [each.copied_words or 0 for each in exchanges],
+            [each.reference_copied_words or 0 for each in answered],
+        ),
+    ]
+    return [stops, *figures]
+
+
+def _compare(
+    figures: Sequence[Figure[T]], answers: Sequence[T], references: Sequence[T]
+) -> Iterator[Metric]:
+    for name, unit, measure, explanation in figures:
+        yield Metric(
+            name=name,
+            value=measure(answers),
+            unit=unit,
+            reference=measure(references),
+            reference_name="true replies",
+            explanation=explanation,
+        )

@@ -6,13 +6,19 @@ Takes: texts or numbers. Gives: numbers. Nothing here knows of models.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+COPY_WORDS = 8
+"""An answer that shares more words in a row than this with the training text counts as copied."""
+T = TypeVar("T")
+Figure = tuple[str, str, Callable[[Sequence[T]], float | None], str]
+"""Name, unit, how it is measured, and a line of explanation."""
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 # Chinese and Japanese put no spaces: there a character counts as a word.
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+(?:['’][^\W{_CJK}]+)*")
@@ -52,7 +58,7 @@ def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
 
 
-def distinct(texts: Sequence[str], n: int) -> float | None:
+def distinct(texts: Sequence[str], *, n: int) -> float | None:
     """Different n-grams over all n-grams of all texts; None where there are none.
 
     Source: Li et al. 2016, A Diversity-Promoting Objective Function, section 5.
@@ -61,7 +67,7 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
     return len(set(found)) / len(found) if found else None
 
 
-def repeats(text: str, n: int = 4) -> bool:
+def repeats(text: str, *, n: int = 4) -> bool:
     """Whether some run of n words occurs twice in the text."""
     grams = ngrams(words(text), n)
     return len(set(grams)) < len(grams)
@@ -84,3 +90,54 @@ def bootstrap_ratio(
     ratios = parts[draws].sum(axis=1) / wholes[draws].sum(axis=1)
     low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)
+
+
+def _mean_words(texts: Sequence[str]) -> float | None:
+    return sum(len(words(text)) for text in texts) / len(texts) if texts else None
+
+
+def _longest(lengths: Sequence[int]) -> float | None:
+    return max(lengths, default=None)
+
+
+TEXT_FIGURES: tuple[Figure[str], ...] = (
+    (
+        "empty_share",
+        "share",
+        lambda texts: share([not text.strip() for text in texts]),
+        "answers without any text; lower is better",
+    ),
+    ("answer_words", "words", _mean_words, "mean length of an answer"),
+    *(
+        (
+            f"distinct_{n}",
+            "ratio",
+            partial(distinct, n=n),
+            f"different over all {name}; low means always the same phrases",
+        )
+        for n, name in ((1, "words"), (2, "pairs of words"), (3, "runs of three words"))
+    ),
+    (
+        "repetition_share",
+        "share",
+        lambda texts: share([repeats(text) for text in texts]),
+        "answers in which four words in a row occur twice; lower is better",
+    ),
+)
+"""What is measured on a set of texts."""
+
+COPY_FIGURES: tuple[Figure[int], ...] = (
+    (
+        "longest_copy",
+        "words",
+        _longest,
+        "longest run of words of any answer that the training text contains",
+    ),
+    (
+        "copy_share",
+        "share",
+        lambda lengths: share([length > COPY_WORDS for length in lengths]),
+        f"answers with more than {COPY_WORDS} words in a row from training; lower is better",
+    ),
+)
+"""What is measured on the lengths of the longest runs copied from training."""

@@ -6,13 +6,18 @@ nats of all predicted tokens (role, stop and document tokens included) over ln 2
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmloop.errors import CorpusError
+from lmloop.errors import ArtifactError, CorpusError
+from lmloop.evaluation.metrics import Metric, bootstrap_ratio
+from lmloop.inference.load import LoadedModel
 from lmloop.inference.score import cut_windows, score_windows
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Silent
@@ -20,6 +25,8 @@ from lmloop.tokens.shards import Shards
 
 TOKENS_AT_ONCE = 1 << 16
 """Documents are scored in groups of about so many tokens: rows of like length run together."""
+CHECKED_TOKENS = 8192
+"""Held-out tokens on which the arithmetic is compared with fp32."""
 
 
 def bits_per_byte_of(
@@ -94,3 +101,65 @@ def _groups(shards: Shards, count: int) -> Iterator[tuple[int, int]]:
         last = min(count, max(first + 1, until - 1))
         yield first, last
         first = last
+
+
+def measure_prediction(
+    model: LoadedModel, base: LoadedModel | None, shards: Shards, *, seed: int, progress: Progress
+) -> tuple[Metric, dict[str, Any]]:
+    """Bits per byte of both models, and how far the arithmetic is from fp32."""
+    nats = _nats(model, shards, name="bits per byte", progress=progress)
+    value = bits_per_byte(nats, shards.document_bytes)
+    if not math.isfinite(value):
+        raise ArtifactError(
+            f"checkpoint {model.fingerprint[:12]} predicts nothing finite (bits per byte is "
+            f"{value}): its training diverged; train again with a lower learning rate"
+        )
+    base_value = None
+    if base is not None:
+        base_nats = _nats(base, shards, name="bits per byte of the base", progress=progress)
+        base_value = bits_per_byte(base_nats, shards.document_bytes)
+    metric = Metric(
+        name="bits_per_byte",
+        value=value,
+        unit="bits",
+        interval=bootstrap_ratio(nats / math.log(2), shards.document_bytes, seed=seed),
+        base=base_value,
+        explanation="bits that a byte of unseen text costs, role and stop tokens included; "
+        "lower is better",
+    )
+    return metric, _check_arithmetic(model, shards, nats)
+
+
+def _check_arithmetic(
+    model: LoadedModel, shards: Shards, nats: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Bits per byte of the first documents again in fp32: what the faster arithmetic costs."""
+    exact = replace(model, transformer=copy.deepcopy(model.transformer).float())
+    again = _nats(exact, shards, name="check in float32", max_tokens=CHECKED_TOKENS)
+    raw_bytes = shards.document_bytes[: len(again)]
+    difference = bits_per_byte(nats[: len(again)], raw_bytes) - bits_per_byte(again, raw_bytes)
+    dtype = str(model.transformer.embedding.weight.dtype).removeprefix("torch.")
+    return {
+        "dtype": dtype,
+        "documents_checked": len(again),
+        "bits_per_byte_minus_float32": round(difference, 6),
+    }
+
+
+def _nats(
+    model: LoadedModel,
+    shards: Shards,
+    *,
+    name: str,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
+    return document_nats(
+        model.transformer,
+        shards,
+        document_id=model.require_tokenizer().document_id,
+        context_length=model.config.context_length,
+        max_tokens=max_tokens,
+        progress=progress,
+        name=name,
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmloop.evaluation.metrics import Metric, bootstrap_ratio
+from lmloop.inference.load import LoadedModel
 from lmloop.inference.score import token_nats
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress
-from lmloop.records import Conversation, Turn
+from lmloop.records import Conversation, Record, Turn
+from lmloop.sections import EvaluateConfig
 from lmloop.tokens.chat import ChatTemplate
 
 LONGEST_REPLY = 0.25
 """Replies longer than this share of the model's context are no candidates: contexts need room."""
 REPLIES_AT_ONCE = 64
+SCORINGS = ("gain", "mean", "total")
+"""Ways to rank candidates, the headline first; see `Ranking.hits`."""
 _NOTHING_SAID = (Turn("user", ""),)
 """The context that tells nothing: what a reply is worth by itself is measured behind it."""
 
@@ -217,7 +223,8 @@ def score_replies(
         tokens += reply[:-1]
         positions += range(len(context), len(context) + len(reply) - 1)
         branches += [branch] * (len(reply) - 1)
-    view = _Branches(torch.tensor(branches), torch.tensor(positions))
+    dtype = model.embedding.weight.dtype
+    view = _Branches(torch.tensor(branches), torch.tensor(positions), dtype=dtype)
     hidden = model.encode(torch.tensor(tokens), torch.tensor(positions), view)[rows]
     targets = torch.tensor([token for reply in replies for token in reply])
     nats = token_nats(model, hidden, targets).double().numpy()
@@ -228,16 +235,68 @@ def score_replies(
 class _Branches:
     """View of a trunk (branch 0) and branches that see the trunk and themselves."""
 
-    def __init__(self, branches: Tensor, positions: Tensor) -> None:
-        """Both int64 [N]."""
+    def __init__(self, branches: Tensor, positions: Tensor, *, dtype: torch.dtype) -> None:
+        """Both int64 [N]; `dtype` is the model's."""
         own = branches[:, None] == branches[None, :]
         earlier = positions[None, :] <= positions[:, None]
-        self._visible = ((branches == 0)[None, :] | own) & earlier
+        visible = ((branches == 0)[None, :] | own) & earlier
+        # Added to the scores. A Boolean mask would be turned into this in every layer.
+        self._mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [N, H, d], k and v [N, K, d]; gives [N, H, d]."""
         q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
         attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=self._visible, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, attn_mask=self._mask, enable_gqa=q.shape[1] != k.shape[1]
         )
         return attended[0].transpose(0, 1)
+
+
+def measure_ranking(
+    config: EvaluateConfig,
+    model: LoadedModel,
+    records: Sequence[Record],
+    *,
+    seed: int,
+    progress: Progress,
+) -> tuple[list[Metric], dict[str, Any]]:
+    """hits@1 of the true reply and how it was asked; no metric where there are too few replies."""
+    conversations = [each for each in records if isinstance(each, Conversation)]
+    if not conversations:
+        return [], {"questions": 0}
+    questions = make_questions(
+        conversations,
+        model.template,
+        candidates=config.candidates,
+        limit=config.ranking_questions,
+        context_length=model.config.context_length,
+        seed=seed,
+    )
+    if not questions.asked:
+        return [], {"questions": 0}
+    ranking = rank(model.transformer, questions, model.template, progress=progress)
+    hits = {scoring: ranking.hits(scoring) for scoring in SCORINGS}
+    metric = Metric(
+        name="hits_at_1",
+        value=float(hits[SCORINGS[0]].mean()),
+        unit="share",
+        interval=_interval(questions, hits[SCORINGS[0]], seed=seed),
+        reference=1 / questions.num_candidates,
+        reference_name="chance",
+        explanation=f"how often the true reply ranks first among {questions.num_candidates}, "
+        "scored by log p(reply after context) - log p(reply alone); higher is better",
+    )
+    return [metric], {
+        "questions": len(questions.asked),
+        "candidates": questions.num_candidates,
+        "scoring": SCORINGS[0],
+        "hits_at_1": {scoring: float(values.mean()) for scoring, values in hits.items()},
+    }
+
+
+def _interval(questions: Questions, hits: NDArray[np.float64], *, seed: int) -> tuple[float, float]:
+    """95 % interval, drawn by conversation: questions of the same one resemble each other."""
+    owners = np.array([question.conversation for question in questions.asked])
+    counts = np.bincount(owners)
+    sums = np.bincount(owners, weights=hits)
+    return bootstrap_ratio(sums[counts > 0], counts[counts > 0], seed=seed)

@@ -89,13 +89,15 @@ def render_html(report: Report) -> str:
 
 def _facts(facts: dict[str, Any]) -> list[str]:
     """The facts as list items."""
-    model, heldout, precision = facts["model"], facts["heldout"], facts["precision"]
+    model, heldout, arithmetic = facts["model"], facts["heldout"], facts["arithmetic"]
     return [
         f"- model {model['fingerprint'][:12]}: {model['parameters'] / 1e6:.2f} million parameters, "
         f"context {model['context_length']} tokens",
         f"- held-out text: {heldout['documents']} documents, {heldout['tokens']} tokens, "
         f"{heldout['raw_bytes']} bytes",
-        "- arithmetic: " + ", ".join(f"{name} in {dtype}" for name, dtype in precision.items()),
+        f"- arithmetic: {arithmetic['dtype']}; on the first {arithmetic['documents_checked']} "
+        f"documents float32 differs by {abs(arithmetic['bits_per_byte_minus_float32']):.6f} bits "
+        "per byte",
         f"- seed {facts['seed']}",
     ]
 

@@ -9,6 +9,8 @@ from typing import Any
 from lmloop.errors import ArtifactError
 
 ARCHITECTURE = "Qwen3ForCausalLM"
+_FIXED = {"rope_type": "default", "hidden_act": "silu", "use_sliding_window": False}
+"""What our forward computes; a folder that says otherwise would be misread without a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,26 +68,41 @@ class DecoderConfig:
 
     @staticmethod
     def from_hugging_face(data: Mapping[str, Any]) -> DecoderConfig:
-        """Read a `config.json`; raise `ArtifactError` for a family that is not known here."""
+        """Read a `config.json`; raise `ArtifactError` for a family that is not known here.
+
+        Raises `KeyError`, `TypeError` or `ValueError` where an entry is missing or makes no sense.
+        """
         if data.get("model_type") != "qwen3":
             raise ArtifactError(
                 f"model_type {data.get('model_type')!r} cannot be opened: known here is 'qwen3'"
             )
-        rope = data.get("rope_parameters") or {}
+        rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+        told = {"rope_type": rope.get("rope_type", rope.get("type")), **data}
+        for name, known in _FIXED.items():
+            if told.get(name) not in (None, known):
+                raise ArtifactError(
+                    f"{name} {told[name]!r} cannot be opened: known here is {known!r}"
+                )
         return DecoderConfig(
-            vocab_size=data["vocab_size"],
-            num_layers=data["num_hidden_layers"],
-            hidden_size=data["hidden_size"],
-            num_heads=data["num_attention_heads"],
-            num_kv_heads=data["num_key_value_heads"],
-            head_dim=data["head_dim"],
-            intermediate_size=data["intermediate_size"],
-            context_length=data["max_position_embeddings"],
+            vocab_size=_size(data, "vocab_size"),
+            num_layers=_size(data, "num_hidden_layers"),
+            hidden_size=_size(data, "hidden_size"),
+            num_heads=_size(data, "num_attention_heads"),
+            num_kv_heads=_size(data, "num_key_value_heads"),
+            head_dim=_size(data, "head_dim"),
+            intermediate_size=_size(data, "intermediate_size"),
+            context_length=_size(data, "max_position_embeddings"),
             rope_theta=rope.get("rope_theta", data.get("rope_theta", 10_000.0)),
             norm_epsilon=data["rms_norm_eps"],
             tie_embeddings=data["tie_word_embeddings"],
             int8=_is_int8(data.get("quantization_config")),
         )
+
+
+def _size(data: Mapping[str, Any], name: str) -> int:
+    if type(data[name]) is not int or data[name] < 1:
+        raise ValueError(f"{name} is {data[name]!r}, no positive whole number")
+    return int(data[name])
 
 
 def _is_int8(quantization: Mapping[str, Any] | None) -> bool:

@@ -35,7 +35,8 @@ class _RMSNorm(Function):
 
 
 def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
-    square: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    square: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
     return square.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_().to(x.dtype)
 
 

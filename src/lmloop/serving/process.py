@@ -214,12 +214,15 @@ class EngineProcess:
         finally:
             self._end()
             texts.cancel()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            await asyncio.wait({words}, timeout=LAST_WORDS_SECONDS)
-            words.cancel()
+            await _finish(asyncio.create_task(_reap(process, words)))
         self._explain(process.returncode)
+
+    async def close(self) -> None:
+        """End a worker that `run` never got to follow."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
 
     def abort(self, error: RequestError) -> None:
         """Fail everything under way."""
@@ -235,7 +238,7 @@ class EngineProcess:
                 self._handle(message)
         except TimeoutError:
             self.failure = "it gave no sign of life and was killed"
-        except (ValueError, KeyError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             self.failure = f"it broke the protocol ({error!r})"
         except (LmloopError, OSError) as error:
             self.failure, self.permanent = str(error), True
@@ -294,6 +297,27 @@ class EngineProcess:
         with contextlib.suppress(ValueError):
             while line := await stderr.readline():
                 self._last_words.append(line.decode("utf-8", "replace").rstrip()[:1000])
+
+
+async def _reap(process: asyncio.subprocess.Process, words: asyncio.Task[None]) -> None:
+    """End a process, if it has not ended by itself, and wait for its end and its last words."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+    await asyncio.wait({words}, timeout=LAST_WORDS_SECONDS)
+    words.cancel()
+
+
+async def _finish(task: asyncio.Task[None]) -> None:
+    """Wait for a short task to its end, even when cancelled meanwhile; then be cancelled."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 def _request_error(message: Mapping[str, Any]) -> RequestError:

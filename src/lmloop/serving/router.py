@@ -102,6 +102,7 @@ class Router:
             self.supervision.cancel()
             with contextlib.suppress(asyncio.CancelledError, ServingError):
                 await self.supervision
+        await self.live.close()
 
     async def watch(self) -> None:
         """Return never while engines can be started; raise `ServingError` when they cannot."""

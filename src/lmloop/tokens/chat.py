@@ -52,8 +52,9 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _refuse
         try:
             return environment.from_string(self.source)
-        except jinja2.TemplateError as error:
-            raise TokenizerError(f"the chat template cannot be read: {error}") from error
+        except (jinja2.TemplateError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise TokenizerError(f"the chat template cannot be read: {reason}") from error
 
     def render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
         """The text that the model sees; `TokenizerError` where the template refuses the turns."""
@@ -62,7 +63,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program: it may fail in any way
             raise TokenizerError(f"the chat template refuses these messages: {error}") from error
 
     def encode(self, turns: Sequence[Turn], *, add_generation_prompt: bool = True) -> list[int]:

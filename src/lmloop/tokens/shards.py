@@ -40,7 +40,7 @@ class ShardWriter:
             self._begin()
         assert self._open is not None
         tokens, marks = self._open
-        tokens.write(np.asarray(ids, dtype=self.dtype).tobytes())
+        tokens.write(np.asarray(ids, dtype=_little(self.dtype)).tobytes())
         marks.write(np.asarray(answers, dtype=np.uint8).tobytes())
         self._starts.append(self._starts[-1] + len(ids))
         self._bytes.append(raw_bytes)
@@ -104,7 +104,7 @@ class Shards:
             for path in paths:
                 local = np.fromfile(path.with_suffix(".starts"), dtype="<i8")
                 starts.append(local[1:] + starts[-1][-1])
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, LookupError, TypeError, ValueError) as error:
             raise ArtifactError(f"{folder} holds no readable split {split!r}: {error}") from error
         whole = np.concatenate(starts)
         document_bytes = np.concatenate([np.zeros(0, dtype=np.int64), *bytes_of])
@@ -143,7 +143,11 @@ class Shards:
 
 
 def _map(path: Path, dtype: str) -> NDArray[Any]:
-    return np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r")
+    return np.memmap(path, dtype=_little(dtype), mode="r")
+
+
+def _little(dtype: str) -> np.dtype[Any]:
+    return np.dtype(dtype).newbyteorder("<")
 
 
 def _read(shards: Sequence[NDArray[Any]], start: int, stop: int) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def tokenize(
     counts = {}
     for split in SPLITS:
         writer = ShardWriter(folder, split, vocab_size=tokenizer.vocab_size)
-        with progress.task(f"encode {split}", total=None, unit="tokens") as task:
+        encoding = progress.task(f"encode {split}", total=None, unit="tokens")
+        with closing(writer), encoding as task:
             for batch in _batches(read(split)):
                 _encode(batch, template, writer)
                 task.update(writer.num_tokens)

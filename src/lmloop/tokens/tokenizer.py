@@ -7,6 +7,7 @@ nobody can write a role or a stop into a message.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Tokenizer:
         self._backend = backend
         self._config = config
         self._backend.encode_special_tokens = True
+        self._special = _match_special(backend)
         self.vocab_size: int = backend.get_vocab_size()
         self.document_id = self.special_id(config.get("bos_token") or DOCUMENT)
         self.stop_ids: tuple[int, ...] = (
@@ -50,6 +52,8 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
             config = json.loads(path.with_name("tokenizer_config.json").read_text("utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("tokenizer_config.json is no JSON object")
         except FileNotFoundError as error:
             raise TokenizerError(
                 f"{error.filename} is missing: {folder} has no tokenizer"
@@ -93,17 +97,23 @@ class Tokenizer:
 
     def encode_markup(self, text: str) -> list[int]:
         """Ids of a template's own text, in which special tokens are meant."""
-        self._backend.encode_special_tokens = False
-        try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        finally:
-            self._backend.encode_special_tokens = True
+        # Cut here, not by a switch of the backend: another thread may be encoding a user's text.
+        ids: list[int] = []
+        for place, part in enumerate(self._special.split(text)):
+            ids += [self.special_id(part)] if place % 2 else self.encode(part)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are left out, cut characters become U+FFFD."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+
+def _match_special(backend: tokenizers.Tokenizer) -> re.Pattern[str]:
+    """Matches each special token of the backend, the longest first."""
+    added = backend.get_added_tokens_decoder().values()
+    names = sorted((each.content for each in added if each.special), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
 
 
 def train_tokenizer(

@@ -16,14 +16,14 @@ class Conversation {
   constructor() {
     this.language = new Language(preferredLanguage(recall("language")));
     this.settings = new Settings();
-    this.chat = Chat.load();
+    this.chat = Chat.load({ settle: true });
     this.estimate = new TokenEstimate(this.chat.tokensPerByte);
     this.info = null;
     this.running = null; // the AbortController of the answer under way
     this.view = new ChatView({ language: this.language, actions: this.actions() });
     this.sheet = new SettingsSheet(this.settings);
     this.appearance = new Appearance();
-    this.consent = new Consent();
+    this.consent = new Consent(this.language);
     this.connection = new Connection({
       isReady: api.isReady,
       onChange: (online) => this.onConnection(online),
@@ -68,6 +68,7 @@ class Conversation {
     }
     this.settings.takeInfo(this.info);
     this.view.showModel(this.info);
+    if (!this.info.context_length) this.connection.lost(); // no engine yet: wait for one
   }
 
   // Sends what was typed; false when it has to wait, so that nothing is lost.
@@ -111,6 +112,7 @@ class Conversation {
     const { chat } = this; // a new chat may take its place before the answer ends
     const message = chat.add(answer);
     this.running = new AbortController();
+    chat.save();
     this.view.append(message);
     this.view.showBusy(true);
     this.view.announce(this.language.t("generating"));
@@ -233,7 +235,7 @@ class Conversation {
   // Another tab changed the chat, and both share one: show what it left.
   onOtherTab({ key }) {
     if (key !== "lmloop.chat" || this.running) return;
-    this.chat = Chat.load();
+    this.chat = Chat.load({ settle: false });
     this.view.render(this.chat);
   }
 

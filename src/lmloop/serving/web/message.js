@@ -171,10 +171,10 @@ export class MessageView {
     if (!words) return;
     this.notice.append(make("span", {}, words));
     const { retry, edit } = this.actions;
-    if (message.status === "broken") this.notice.append(textButton(t("retry"), () => retry(message), "link"));
+    if (message.status === "broken") this.notice.append(textButton(t("retry"), () => retry(message), "link retry"));
     if (message.status === "failed") {
       if (message.error !== "too_long") {
-        this.notice.append(textButton(t("retry"), () => retry(message), "link"));
+        this.notice.append(textButton(t("retry"), () => retry(message), "link retry"));
       }
       this.notice.append(textButton(t("edit"), () => edit(message), "link"));
     }

@@ -91,10 +91,21 @@ export class Appearance {
 
 // Whether the text of the chat may be kept to improve the model. Off until the person says yes.
 export class Consent {
-  constructor() {
+  constructor(language) {
+    this.language = language;
     this.box = byId("consent");
     this.box.checked = recall("consent") === true;
-    this.box.addEventListener("change", () => remember("consent", this.box.checked));
+    this.box.addEventListener("change", () => {
+      remember("consent", this.box.checked);
+      this.show();
+    });
+    this.show();
+  }
+
+  show() {
+    const note = byId("consent-note");
+    note.dataset.text = this.given ? "consent_on" : "consent_off";
+    note.textContent = this.language.t(note.dataset.text);
   }
 
   get given() {

@@ -36,7 +36,8 @@ export class Chat {
     this.tokensPerByte = tokensPerByte;
   }
 
-  static load() {
+  // With `settle`, an answer that was under way counts as broken off: nobody is writing it any more.
+  static load({ settle }) {
     const kept = recall("chat", {});
     const messages = Array.isArray(kept.messages) ? kept.messages.filter(isMessage) : [];
     messages.forEach((message, index) => (message.id = index));
@@ -45,7 +46,7 @@ export class Chat {
       start: Number.isInteger(kept.start) && kept.start > 0 ? kept.start : 0,
       tokensPerByte: kept.tokensPerByte > 0 ? kept.tokensPerByte : undefined,
     });
-    chat.settleUnfinished();
+    if (settle) chat.settleUnfinished();
     return chat;
   }
 
@@ -72,7 +73,6 @@ export class Chat {
     while (this.start > 0 && this.messages[this.start]?.role !== "user") this.start -= 1;
   }
 
-  // An answer that was under way when the page was left.
   settleUnfinished() {
     const last = this.last;
     if (last?.status !== "streaming") return;

@@ -2,7 +2,7 @@
 // Takes: an element and a string. Gives: child nodes; the string enters as text nodes only and never becomes markup.
 
 const LINK = /https?:\/\/[^\s<>"'`，。；：！？、（）【】《》]+/gu;
-const AFTER_LINK = /[.,;:!?)\]}*_~]+$/u;
+const AFTER_LINK = new Set(".,;:!?)]}*_~");
 const INLINE_CODE = /`([^`\n]+)`/gu;
 
 const shown = new WeakMap(); // element -> blocks it shows, so that a growing answer redraws its end only
@@ -79,13 +79,20 @@ function paragraphNode(content) {
 function appendLinked(paragraph, content) {
   let position = 0;
   for (const match of content.matchAll(LINK)) {
-    const address = match[0].replace(AFTER_LINK, "");
+    const address = withoutTail(match[0]);
     const link = linkNode(address);
     if (!link) continue;
     paragraph.append(content.slice(position, match.index), link);
     position = match.index + address.length;
   }
   paragraph.append(content.slice(position));
+}
+
+// A sentence's punctuation is not part of the address before it.
+function withoutTail(address) {
+  let end = address.length;
+  while (end > 0 && AFTER_LINK.has(address[end - 1])) end -= 1;
+  return address.slice(0, end);
 }
 
 function linkNode(address) {

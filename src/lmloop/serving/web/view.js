@@ -112,6 +112,7 @@ export class ChatView {
     byId("connection").hidden = isOnline;
     document.documentElement.toggleAttribute("data-offline", !isOnline);
     if (isOnline) this.toast(this.language.t("reconnected"));
+    this.follower.follow();
   }
 
   toast(words, action = null) {

@@ -1,0 +1,142 @@
+"""Small things that many tests share, made in code: conversations, tokenizer, shards, a model."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lmloop.progress import Silent
+from lmloop.records import Conversation, Record, Turn
+from lmloop.sections import TokenizeConfig
+from lmloop.tokens.tokenize import tokenize
+from lmloop.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from lmloop.inference.load import LoadedModel
+    from lmloop.model.config import DecoderConfig
+    from lmloop.model.transformer import Transformer
+
+VOCAB_SIZE = 340
+CONTEXT_LENGTH = 64
+SPLIT_SIZES = {"train": 120, "validation": 12, "heldout": 12}
+
+_ASK = ("do you like", "tell me about", "where is", "what is", "I saw", "你好，", "why no")
+_WHAT = ("the sea", "a small house", "café music", "the train", "green tea", "火车", "a 🐢")
+_SAY = ("I like it a lot", "not today", "it is far away", "no idea 🙂", "yes, I do", "很好")
+
+
+def make_conversations(count: int, *, seed: int) -> list[Conversation]:
+    """Conversations of two to six turns over a handful of words, no two alike."""
+    draw = random.Random(seed)
+    made = []
+    for number in range(count):
+        turns = []
+        for _ in range(draw.randint(1, 3)):
+            ask = f"{draw.choice(_ASK)} {draw.choice(_WHAT)} number {draw.randrange(1000)}?"
+            reply = f"{draw.choice(_SAY)}, {draw.choice(_WHAT)} is {draw.randrange(1000)}."
+            turns += [Turn("user", ask), Turn("assistant", reply)]
+        size = sum(len(turn.content.encode()) for turn in turns)
+        made.append(Conversation(f"{seed}-{number}", tuple(turns), size))
+    return made
+
+
+def write_jsonl(path: Path, conversations: Iterable[Conversation]) -> Path:
+    """Conversations as the lines of a file that `prepare` reads."""
+    lines = (
+        {"messages": [{"role": turn.role, "content": turn.content} for turn in each.turns]}
+        for each in conversations
+    )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def random_model(config: DecoderConfig, *, seed: int = 0) -> Transformer:
+    """A model none of whose parameters is zero or one, so that every part of it shows."""
+    import torch
+
+    from lmloop.model.transformer import Transformer
+
+    model = Transformer(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+            else:
+                parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5, generator=generator)
+    return model
+
+
+def tiny_shape(**changes: int | float | bool) -> DecoderConfig:
+    """Two layers, two query heads to a key head, nothing square."""
+    from lmloop.model.config import DecoderConfig
+
+    sizes: dict[str, int | float | bool] = {
+        "vocab_size": 50,
+        "num_layers": 2,
+        "hidden_size": 24,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 40,
+        "context_length": CONTEXT_LENGTH,
+    }
+    return DecoderConfig(**(sizes | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def splits() -> dict[str, list[Record]]:
+    """Conversations by split."""
+    return {
+        split: list(make_conversations(size, seed=number))
+        for number, (split, size) in enumerate(SPLIT_SIZES.items())
+    }
+
+
+@pytest.fixture(scope="session")
+def shards_folder(
+    splits: dict[str, list[Record]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What the stage `tokenize` writes, of the conversations above."""
+    folder = tmp_path_factory.mktemp("shards")
+    tokenize(
+        TokenizeConfig(vocab_size=VOCAB_SIZE),
+        splits.__getitem__,
+        folder,
+        context_length=CONTEXT_LENGTH,
+        progress=Silent(),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(shards_folder: Path) -> Tokenizer:
+    """The tokenizer trained on the conversations above."""
+    return Tokenizer.open(shards_folder)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder in fp32 with random weights, tokenizer and chat template."""
+    from lmloop.model.checkpoint import save_model
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer.save(folder)
+    model = random_model(tiny_shape(vocab_size=tokenizer.vocab_size))
+    save_model(model, folder, stop_id=tokenizer.stop_ids[0], document_id=tokenizer.document_id)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(model_folder: Path) -> LoadedModel:
+    """The folder above, opened in fp32."""
+    import torch
+
+    from lmloop.inference.load import load
+
+    return load(model_folder, dtype=torch.float32)

@@ -1,0 +1,57 @@
+"""What a process knows of its machine, and how it is made ready."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lmloop.model.hardware import describe_hardware, fast_dtype
+
+
+@pytest.mark.parametrize(
+    ("native", "capability", "expected"),
+    [
+        (True, "AVX512", torch.bfloat16),
+        (True, "AVX2", torch.float32),
+        (False, "AVX512", torch.float32),
+    ],
+)
+def test_bfloat16_is_taken_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, native: bool, capability: str, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert fast_dtype() == expected
+
+
+def test_what_exact_depends_on_is_told() -> None:
+    told = describe_hardware()
+    assert told["torch"] == torch.__version__
+    assert told["threads"] == torch.get_num_threads()
+    assert told["dtype"] in ("bfloat16", "float32")
+    assert told["instruction_set"] == torch.backends.cpu.get_cpu_capability()
+
+
+def test_a_tuned_process_counts_denormal_numbers_as_zero_and_computes_as_before() -> None:
+    # In a process of its own: what it changes cannot be taken back.
+    code = """
+import torch
+from lmloop.model.hardware import tune_process
+def tiny():
+    return (torch.tensor([1e-38]) / 100).item()
+assert tiny() != 0
+x = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
+before = x @ x
+tune_process(threads=1)
+assert tiny() == 0
+assert torch.get_num_threads() == 1
+for _ in range(50):
+    big = torch.ones(1 << 20)
+assert torch.allclose(before, x @ x, atol=1e-4)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

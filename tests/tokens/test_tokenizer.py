@@ -1,0 +1,161 @@
+"""Text to ids and back, byte for byte, and never into a special token."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmloop.errors import CorpusError, TokenizerError
+from lmloop.records import Record
+from lmloop.tokens.chat import DEFAULT_TEMPLATE
+from lmloop.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
+
+from ..conftest import VOCAB_SIZE
+
+
+@given(text=st.text(max_size=200))
+def test_any_text_comes_back_byte_for_byte(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(texts=st.lists(st.text(max_size=40), max_size=8))
+def test_many_texts_at_once_are_encoded_as_one_by_one(
+    tokenizer: Tokenizer, texts: list[str]
+) -> None:
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+@given(parts=st.lists(st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "end", " ", "\n"]), max_size=8))
+def test_special_tokens_spelt_in_a_text_stay_text(tokenizer: Tokenizer, parts: list[str]) -> None:
+    text = "".join(parts)
+    ids = tokenizer.encode(text)
+    special = {tokenizer.special_id(token) for token in SPECIAL_TOKENS}
+    assert not special & set(ids)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.encode_batch([text]) == [ids]
+    assert tokenizer.encode_document(text) == [tokenizer.document_id, *ids]
+
+
+def test_in_markup_special_tokens_are_meant(tokenizer: Tokenizer) -> None:
+    user, stop = tokenizer.special_id("<|user|>"), tokenizer.special_id("<|end|>")
+    assert tokenizer.encode_markup("<|end|>\n<|user|>") == [stop, *tokenizer.encode("\n"), user]
+    assert tokenizer.encode_markup("") == []
+    assert tokenizer.encode_markup("<|end|") == tokenizer.encode("<|end|")
+
+
+def test_text_stays_text_while_another_thread_encodes_markup(tokenizer: Tokenizer) -> None:
+    over = threading.Event()
+
+    def encode_markup() -> None:
+        while not over.is_set():
+            tokenizer.encode_markup("<|end|>")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=encode_markup)
+    thread.start()
+    try:
+        stop = tokenizer.stop_ids[0]
+        leaked = sum(stop in tokenizer.encode("<|end|>") for _ in range(3000))
+    finally:
+        over.set()
+        thread.join(timeout=10)
+        sys.setswitchinterval(interval)
+    assert leaked == 0
+
+
+def test_the_vocabulary_has_exactly_the_size_asked_for(tokenizer: Tokenizer) -> None:
+    assert tokenizer.vocab_size == VOCAB_SIZE
+    assert [tokenizer.special_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3, 4]
+    assert (tokenizer.document_id, tokenizer.stop_ids) == (0, (1, 0))
+
+
+def test_training_gives_the_same_tokenizer_again(
+    splits: dict[str, list[Record]], tmp_path: Path
+) -> None:
+    texts = [turn.content for each in splits["train"] for turn in each.turns]  # type: ignore[union-attr]
+    for name in ("one", "two"):
+        trained = train_tokenizer(
+            texts, vocab_size=300, chat_template=DEFAULT_TEMPLATE, context_length=64
+        )
+        (tmp_path / name).mkdir()
+        trained.save(tmp_path / name)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_corpus_too_small_for_the_vocabulary_is_refused() -> None:
+    with pytest.raises(CorpusError, match=r"gives 26\d vocabulary entries.*vocab_size = 400"):
+        train_tokenizer(["abab"], vocab_size=400, chat_template="", context_length=8)
+
+
+def test_a_saved_tokenizer_opens_as_it_was(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    again = Tokenizer.open(tmp_path)
+    text = "do you like 火车 <|end|>?"
+    assert again.encode(text) == tokenizer.encode(text)
+    assert again.chat_template == tokenizer.chat_template == DEFAULT_TEMPLATE
+    assert (again.vocab_size, again.stop_ids) == (tokenizer.vocab_size, tokenizer.stop_ids)
+
+
+def test_an_id_is_decoded_without_special_tokens_and_cut_characters_are_marked(
+    tokenizer: Tokenizer,
+) -> None:
+    ids = tokenizer.encode("🐍")
+    assert len(ids) > 1
+    assert tokenizer.decode([0, 3, *ids, 1]) == "🐍"
+    assert tokenizer.decode(ids[:1]) == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", "\udcff"),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"eos_token": "<|never|>"}'),
+        ("tokenizer.json", None),
+        ("tokenizer_config.json", None),
+    ],
+)
+def test_a_damaged_or_missing_file_is_told_in_one_line(
+    shards_folder: Path, tmp_path: Path, file: str, content: str | None
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(shards_folder / name, tmp_path / name)
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(TokenizerError) as caught:
+        Tokenizer.open(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_tokenizer_is_refused(shards_folder: Path, tmp_path: Path) -> None:
+    whole = (shards_folder / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.open(tmp_path)
+
+
+def test_an_unknown_special_token_is_named(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TokenizerError, match=r"no token '<\|tool\|>'"):
+        tokenizer.special_id("<|tool|>")
+
+
+def test_the_config_is_what_hugging_face_reads(shards_folder: Path) -> None:
+    config = json.loads((shards_folder / "tokenizer_config.json").read_text("utf-8"))
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (config["bos_token"], config["eos_token"]) == ("<|endoftext|>", "<|end|>")
+    assert config["model_max_length"] == 64
