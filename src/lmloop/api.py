@@ -165,7 +165,7 @@ def serve(
     on_ready: Callable[[str], None],
 ) -> None:
     """Serve a model over HTTP until interrupted; `on_ready` is told the address."""
-    from lmloop.serving.app import serve as work
+    from lmloop.serving.server import serve as work
 
     folder = find_checkpoint(name, home=home)
     known = (folder / MANIFEST).exists()

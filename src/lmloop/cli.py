@@ -179,8 +179,9 @@ def serve(name: Name = None, home: Home = None, host: Host = None, port: Port = 
     from lmloop import api
     from lmloop.sections import ServeConfig
 
-    given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
-    api.serve(name, home=home, config=ServeConfig(**given), on_ready=_say_ready)
+    given = {"host": host, "port": port}
+    config = ServeConfig.model_validate({k: v for k, v in given.items() if v is not None})
+    api.serve(name, home=home, config=config, on_ready=_say_ready)
 
 
 @app.command()

@@ -60,14 +60,46 @@ def test_the_layer_equals_the_dequantised_product_for_any_number_of_tokens(
     tokens: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     layer, x = int8_layer(), draw(tokens, 64, seed=1).to(dtype)
-    expected = x.double() @ (layer.weight.double() * layer.scale[:, None].double()).T
+    expected = dequantised(layer, x)
     result = layer(x)
     assert result.dtype == dtype
     scale = float(expected.abs().max())
     torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance * scale)
 
 
-def test_a_slice_of_a_larger_tensor_is_taken() -> None:
+def dequantised(layer: Int8Linear, x: torch.Tensor) -> torch.Tensor:
+    return x.double() @ (layer.weight.double() * layer.scale[:, None].double()).T
+
+
+@pytest.mark.parametrize("columns", [1, 8, 16, 24, 33, 48, 60, 80, 112, 704])
+@pytest.mark.parametrize("rows", [1, 3, 25, 64])
+def test_any_width_is_computed_though_the_fast_kernel_knows_only_some(
+    rows: int, columns: int
+) -> None:
+    # PyTorch's kernel ends the process on widths that are no multiple of 16.
+    layer = int8_layer(rows, columns)
+    for tokens in (1, 4, 7, 32):
+        x = draw(tokens, columns, seed=1).bfloat16()
+        expected = dequantised(layer, x)
+        atol = 2e-2 * float(expected.abs().max())
+        torch.testing.assert_close(layer(x).double(), expected, rtol=2e-2, atol=atol)
+
+
+@pytest.mark.parametrize(("of_weight", "of_input"), [(8, 0), (1, 0), (0, 1), (0, 8), (16, 16)])
+def test_any_address_is_computed_though_the_fast_kernel_knows_only_some(
+    of_weight: int, of_input: int
+) -> None:
+    # As it is with weights that are mapped from a file, and with slices of larger tensors.
+    layer = int8_layer(32, 64)
+    moved = torch.zeros(32 * 64 + 64, dtype=torch.int8)[of_weight : of_weight + 32 * 64]
+    layer.weight = moved.view(32, 64).copy_(layer.weight)
+    x = draw(4 * 64 + 64).bfloat16()[of_input : of_input + 4 * 64].view(4, 64)
+    expected = dequantised(layer, x)
+    atol = 2e-2 * float(expected.abs().max())
+    torch.testing.assert_close(layer(x).double(), expected, rtol=2e-2, atol=atol)
+
+
+def test_rows_that_do_not_lie_contiguously_are_taken() -> None:
     layer, x = int8_layer(), draw(64, 128, seed=1).bfloat16()
     torch.testing.assert_close(layer(x[::16, ::2]), layer(x[::16, ::2].contiguous()))
 

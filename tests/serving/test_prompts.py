@@ -95,7 +95,6 @@ def test_choices_and_prompts_multiply_and_prompt_tokens_count_once() -> None:
 
 def test_a_chat_is_laid_out_by_the_template_with_developers_as_system() -> None:
     messages = [{"role": "developer", "content": "b"}, {"role": "user", "content": "a"}]
-    plan = converse(messages=messages, max_completion_tokens=1) if False else None
     body = json.dumps({"model": "m", "messages": messages, "max_completion_tokens": 2}).encode()
     limits = Limits(context_length=90, vocab_size=256, max_tokens=10)
     plan = plan_chat(parse_chat(body), texts=open_fake_texts(), limits=limits)

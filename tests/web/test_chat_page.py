@@ -226,6 +226,7 @@ def test_new_chat_in_mid_answer_leaves_nothing_of_the_old_one(chat: Chat, fake: 
     expect(chat.answers.last.locator(".text")).to_have_text("Old")
     chat.page.locator("#new-chat").click()
     chat.wait_until_done()
+    assert chat.stored("chat")["messages"] == []
     assert chat.ask("New") == "A fine day to you."
     assert [message["content"] for message in chat.stored("chat")["messages"]] == [
         "New",

@@ -1,14 +1,14 @@
 """The training log as curves: loss and validation bits per byte over steps and seconds.
 
-Takes: JSON-lines files, a line a step. Gives: one curve a stage, the stages one behind the other,
-thinned to what a picture can show.
+Takes: each stage's journal, a JSON line a step. Gives: one curve a stage, the stages one behind the
+other, thinned to what a picture can show.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,17 @@ MOST_POINTS = 400
 """Points of a curve; more steps are averaged in groups."""
 
 
-def read_curves(logs: Sequence[Path]) -> list[dict[str, Any]]:
+def read_curves(logs: Mapping[str, Path]) -> list[dict[str, Any]]:
     """A curve a stage: `stage`, and `loss` and `validation_bpb` with `steps`, `seconds`, `values`.
 
     Lines that are no JSON object (a killed run may leave one torn) are passed over; of a step that
     was run twice the later line counts. Steps and seconds run on from stage to stage.
     """
-    stages: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in _lines(logs):
-        stages.setdefault(str(line["stage"]), {})[int(line["step"])] = line
     curves, step, second = [], 0, 0.0
-    for stage, lines in stages.items():
-        points = [lines[number] for number in sorted(lines)]
+    for stage, path in logs.items():
+        points = _read_steps(path)
+        if not points:
+            continue
         curve: dict[str, Any] = {"stage": stage}
         for key in ("loss", "validation_bpb"):
             having = [point for point in points if point.get(key) is not None]
@@ -44,15 +43,17 @@ def read_curves(logs: Sequence[Path]) -> list[dict[str, Any]]:
     return curves
 
 
-def _lines(logs: Iterable[Path]) -> Iterable[dict[str, Any]]:
-    for path in logs:
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and {"stage", "step", "seconds"} <= line.keys():
-                yield line
+def _read_steps(path: Path) -> list[dict[str, Any]]:
+    """The steps of one journal in order, each once."""
+    steps: dict[int, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and {"step", "seconds"} <= line.keys():
+            steps[int(line["step"])] = line
+    return [steps[number] for number in sorted(steps)]
 
 
 def _thin(steps: list[int], seconds: list[float], values: list[float]) -> dict[str, Any]:

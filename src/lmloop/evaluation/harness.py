@@ -6,7 +6,7 @@ logs. Gives: a folder with the report, and its figures for the manifest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,16 @@ def evaluate(
     shards: Shards,
     records: Sequence[Record],
     train_records: Callable[[], Iterable[Record]],
-    training_logs: Sequence[Path],
+    training_logs: Mapping[str, Path],
     folder: Path,
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
     """Measure `model` on the held-out `shards` and `records`; write the report into `folder`.
 
-    `base` is the pre-trained model before fine-tuning, measured beside it in bits per byte. Gives
-    the figures by name. Raises `ArtifactError` where the model's predictions are not finite.
+    `base` is the pre-trained model before fine-tuning, measured beside it in bits per byte;
+    `training_logs` are the journals by stage. Gives the figures by name. Raises `ArtifactError`
+    where the model's predictions are not finite.
     """
     prediction, arithmetic = measure_prediction(model, base, shards, seed=seed, progress=progress)
     ranking, asked = measure_ranking(config, model, records, seed=seed, progress=progress)

@@ -59,7 +59,7 @@ def render_markdown(report: Report) -> str:
     lines = [
         "# Evaluation",
         "",
-        *_facts(report.facts),
+        *_facts(report),
         "",
         "| figure | value | base | compare | what it says |",
         "|---|---|---|---|---|",
@@ -79,7 +79,7 @@ def render_html(report: Report) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
-        facts=[line.removeprefix("- ") for line in _facts(report.facts)],
+        facts=[line.removeprefix("- ") for line in _facts(report)],
         rows=[(metric, *_cells(metric)) for metric in report.metrics],
         exchanges=report.exchanges[:SHOWN],
         total=len(report.exchanges),
@@ -87,8 +87,9 @@ def render_html(report: Report) -> str:
     )
 
 
-def _facts(facts: dict[str, Any]) -> list[str]:
+def _facts(report: Report) -> list[str]:
     """The facts as list items."""
+    facts, curves = report.facts, report.curves
     model, heldout, arithmetic = facts["model"], facts["heldout"], facts["arithmetic"]
     return [
         f"- model {model['fingerprint'][:12]}: {model['parameters'] / 1e6:.2f} million parameters, "
@@ -99,7 +100,31 @@ def _facts(facts: dict[str, Any]) -> list[str]:
         f"documents float32 differs by {abs(arithmetic['bits_per_byte_minus_float32']):.6f} bits "
         "per byte",
         f"- seed {facts['seed']}",
+        *(f"- {line}" for line in _other_scorings(facts["ranking"])),
+        *(f"- {line}" for line in map(_summarise, curves)),
     ]
+
+
+def _other_scorings(ranking: dict[str, Any]) -> list[str]:
+    """hits@1 as the other ways to score would have it: the choice of one is no secret."""
+    if not ranking["questions"]:
+        return []
+    others = [
+        f"{name} log-probability {_number(ranking['hits_at_1'][name], 'share')}"
+        for name in ("mean", "total")
+    ]
+    return [f"hits@1 of {ranking['questions']} questions by other scores: " + ", ".join(others)]
+
+
+def _summarise(curve: dict[str, Any]) -> str:
+    """A stage of training in a line."""
+    loss = curve["loss"]
+    if not loss["steps"]:
+        return f"{curve['stage']}: no loss logged"
+    return (
+        f"{curve['stage']}: until step {loss['steps'][-1]}, second {loss['seconds'][-1]:.0f}, "
+        f"loss {loss['values'][-1]}"
+    )
 
 
 def _cells(metric: Metric) -> tuple[str, str, str]:
@@ -119,7 +144,7 @@ def _number(value: float | None, unit: str) -> str:
         return "nothing to measure"
     if unit == "share":
         return f"{100 * value:.1f} %"
-    return f"{value:.1f}" if unit == "words" else f"{value:.4f}"
+    return f"{round(value, 1):g}" if unit == "words" else f"{value:.4f}"
 
 
 def _plain(text: str) -> str:

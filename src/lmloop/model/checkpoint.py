@@ -7,6 +7,7 @@ transformers opens unchanged; and back. Fused products are taken apart on the wa
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -96,19 +97,10 @@ def load_model(folder: str | Path, *, dtype: torch.dtype | None = None) -> Trans
         if name == "head.weight" and config.tie_embeddings:
             continue
         try:
-            pieces = [_shape_in(their, theirs.pop(their)) for their in _their_names(name)]
+            pieces = {their: theirs.pop(their) for their in _their_names(name)}
         except KeyError as error:
             raise ArtifactError(f"{folder / WEIGHTS} lacks the tensor {error}") from None
-        tensor = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        if tensor.shape != expected.shape:
-            raise ArtifactError(
-                f"{folder / WEIGHTS}: {name} is {list(tensor.shape)}, "
-                f"{CONFIG} says {list(expected.shape)}"
-            )
-        if (tensor.dtype == torch.int8) != (expected.dtype == torch.int8):
-            raise ArtifactError(
-                f"{folder / WEIGHTS}: {name} is {tensor.dtype}, {CONFIG} says {expected.dtype}"
-            )
+        tensor = _join(pieces, expected, config, path=folder / WEIGHTS)
         state[name] = tensor if dtype is None or tensor.dtype == torch.int8 else tensor.to(dtype)
     if theirs:
         raise ArtifactError(
@@ -149,6 +141,24 @@ def _their_names(name: str) -> tuple[str, ...]:
 def _rows(config: DecoderConfig, tensor: Tensor, *, pieces: int) -> list[int]:
     """Rows of each piece of a tensor: queries, keys and values; gate and up; or the whole."""
     return list(config.qkv_rows) if pieces == 3 else [len(tensor) // pieces] * pieces
+
+
+def _join(
+    pieces: Mapping[str, Tensor], expected: Tensor, config: DecoderConfig, *, path: Path
+) -> Tensor:
+    """One tensor of ours from theirs; raise `ArtifactError` where shape or type is another."""
+    parts = []
+    wanted = expected.split(_rows(config, expected, pieces=len(pieces)))
+    for (their_name, piece), own in zip(pieces.items(), wanted, strict=True):
+        part = _shape_in(their_name, piece)
+        if part.shape != own.shape or (part.dtype == torch.int8) != (own.dtype == torch.int8):
+            raise ArtifactError(
+                f"{path}: {their_name} is {part.dtype} {list(part.shape)}, "
+                f"{CONFIG} says {own.dtype} {list(own.shape)}"
+            )
+        parts.append(part)
+    # A copy where the file's place for 8 bits could lie at an odd address: see `quantized.py`.
+    return parts[0] if len(parts) == 1 and not config.int8 else torch.cat(parts)
 
 
 def _shape_out(their_name: str, piece: Tensor) -> Tensor:

@@ -29,9 +29,16 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, I] -> [N, O]."""
-        if len(x) <= SMALL_BATCH and x.dtype == torch.bfloat16 and not x.is_cuda:
-            return torch._weight_int8pack_mm(x.contiguous(), self.weight, self.scale.to(x.dtype))
+        x = x.contiguous()
+        small = len(x) <= SMALL_BATCH and x.dtype == torch.bfloat16 and not x.is_cuda
+        if small and _is_aligned(x) and _is_aligned(self.weight):
+            return torch._weight_int8pack_mm(x, self.weight, self.scale.to(x.dtype))
         return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+
+
+def _is_aligned(matrix: Tensor) -> bool:
+    """Whether PyTorch's int8 kernel may read it: any other width or address crashes the process."""
+    return matrix.shape[1] % 16 == 0 and matrix.data_ptr() % 64 == 0
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lmloop.errors import RequestError
 
@@ -190,11 +190,17 @@ class CompletionRequest(GenerationRequest):
         return self.choices * len(self.prompt)
 
 
+def _check_rating(rating: int) -> int:
+    if rating not in (1, -1):
+        raise ValueError("give 1, -1 or null")
+    return rating
+
+
 class Feedback(Body):
     """Body of `POST /v1/feedback`; sent again for the same answer it replaces what was sent."""
 
     response_id: str
-    rating: Literal[1, -1] | None = None
+    rating: Annotated[int, AfterValidator(_check_rating)] | None = None
     correction: str | None = Field(default=None, max_length=MAX_CORRECTION_CHARACTERS)
     comment: str | None = Field(default=None, max_length=MAX_COMMENT_CHARACTERS)
 

@@ -1,0 +1,1 @@
+"""Takes a checkpoint; gives a smaller checkpoint that has been measured against it."""
