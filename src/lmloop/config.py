@@ -148,4 +148,4 @@ def calm_threads() -> None:
     By default they spin for milliseconds. On a machine that does anything else, the spinning
     keeps the very thread waited for from running, and training is fifty times slower.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -21,6 +21,7 @@ from lmloop.model.transformer import Transformer
 from ..conftest import random_model, tiny_shape
 
 TOKENS = torch.tensor([[1, 2, 3, 4]])
+DOWN = "model.layers.0.mlp.down_proj.weight"
 
 
 def save(
@@ -96,12 +97,31 @@ def test_int8_rests_in_the_form_of_compressed_tensors(tmp_path: Path) -> None:
     scaled = sorted(name for name in tensors if name.endswith("weight_scale"))
     assert len(scaled) == 7
     for name in scaled:
-        weight = tensors[name.removesuffix("_scale")]
-        assert weight.dtype == torch.int8
-        assert tensors[name].shape == (len(weight), 1)
+        packed = tensors[name.replace("_scale", "_packed")]
+        rows, columns = tensors[name.replace("_scale", "_shape")].tolist()
+        assert packed.dtype == torch.int32
+        assert packed.shape == (rows, columns / 4)
+        assert tensors[name].shape == (rows, 1)
     assert tensors["lm_head.weight"].dtype == torch.float32
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["quantization_config"]["format"] == "int-quantized"
+    assert config["quantization_config"]["format"] == "pack-quantized"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tensors: tensors.pop(f"{DOWN}_shape"), "weight_shape"),
+        (lambda tensors: tensors.update({f"{DOWN}_shape": torch.tensor([24, 44])}), "for .24, 44"),
+        (lambda tensors: tensors.update({f"{DOWN}_packed": torch.zeros(24, 10)}), "float32"),
+    ],
+)
+def test_packed_weights_that_do_not_fit_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], object], told: str
+) -> None:
+    save(tmp_path, int8=True)
+    edit_tensors(tmp_path, change)
+    with pytest.raises(ArtifactError, match=f"8-bit weights are damaged.*{told}"):
+        load_model(tmp_path)
 
 
 def test_weights_are_read_in_the_dtype_asked_for(tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ def test_what_would_compute_something_else_is_refused(changes: dict[str, Any], t
 
 
 def test_int8_is_read_from_the_quantization_section() -> None:
-    data = spelt(tiny_shape(), quantization_config={"format": "int-quantized"})
+    scheme = {"num_bits": 8, "strategy": "channel", "symmetric": True, "type": "int"}
+    told = {"format": "pack-quantized", "config_groups": {"group_0": {"weights": scheme}}}
+    data = spelt(tiny_shape(), quantization_config=told)
     assert DecoderConfig.from_hugging_face(data).int8
+    scheme["num_bits"] = 4
+    with pytest.raises(ArtifactError, match="symmetric 8-bit channels"):
+        DecoderConfig.from_hugging_face(data)
     assert not DecoderConfig.from_hugging_face(spelt(tiny_shape())).int8

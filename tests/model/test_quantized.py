@@ -10,8 +10,10 @@ from lmloop.model.quantized import (
     SMALL_BATCH,
     Int8Linear,
     empty_int8,
+    pack_int8,
     quantize_int8,
     quantize_rows,
+    unpack_int8,
 )
 from lmloop.model.transformer import Transformer
 
@@ -40,6 +42,13 @@ def test_no_weight_is_further_off_than_half_a_step() -> None:
     error = (weight.float() * scale[:, None] - matrix).abs()
     assert (error <= 0.5001 * scale[:, None]).all()
     assert weight.abs().amax(1).tolist() == [127] * 16
+
+
+def test_four_weights_make_a_word_as_written_by_hand() -> None:
+    weight = torch.tensor([[-128, 0, 127, -127, 1]], dtype=torch.int8)
+    words = [0x00 | 128 << 8 | 255 << 16 | 1 << 24, 129]
+    assert pack_int8(weight).tolist() == [words]
+    assert torch.equal(unpack_int8(pack_int8(weight), columns=5), weight)
 
 
 def test_a_row_of_zeros_stays_zero() -> None:

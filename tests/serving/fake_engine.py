@@ -78,7 +78,7 @@ class FakeEngine:
     def add(self, request_id: str, tokens: Sequence[int], sampling: FakeSampling) -> None:
         prompt = bytes(tokens).decode("utf-8", "replace")
         if "refuse" in prompt:
-            raise RequestError("this prompt is refused")
+            raise RequestError("this prompt is refused", param="prompt")
         if "fault" in prompt:
             raise ZeroDivisionError("secret of the engine")
         chance = random.Random(sampling.seed)
@@ -97,6 +97,7 @@ class FakeEngine:
         if "slow" in commands:
             time.sleep(0.02)
         if "hang" in commands:
+            print("this step will not end", file=sys.stderr, flush=True)
             time.sleep(3600)
         if "explode" in commands:
             raise ArithmeticError("secret of the step")

@@ -33,7 +33,7 @@ MODEL = "tiny/chat"
 class ByteTokenizer:
     """Ids are the UTF-8 bytes."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode_document(self, text: str) -> list[int]:
         return list(text.encode())
 
 

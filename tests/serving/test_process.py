@@ -59,7 +59,7 @@ def test_a_ready_engine_says_what_it_serves(tmp_path: Path) -> None:
         async with started(fake_spec(tmp_path)) as engine:
             assert engine.weights == "0123456789ab"
             assert (engine.context_length, engine.vocab_size) == (400, 256)
-            assert engine.texts.encode_text("a") == [97]
+            assert engine.texts.encode_document("a") == [97]
 
     asyncio.run(scenario())
 
@@ -191,7 +191,8 @@ def test_an_error_of_one_request_leaves_the_others_alone(tmp_path: Path) -> None
             good, refused, faulty = (ask(engine, each) for each in ("endless", "refuse", "fault"))
             with pytest.raises(RequestError, match="this prompt is refused") as caught:
                 await anext(refused)
-            assert caught.value.status == 400
+            assert (caught.value.status, caught.value.code) == (400, None)
+            assert caught.value.param == "prompt"
             with pytest.raises(RequestError) as caught:
                 await anext(faulty)
             assert (caught.value.status, caught.value.code) == (500, "engine_error")

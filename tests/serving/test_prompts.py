@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -128,28 +127,6 @@ def test_a_model_without_a_template_does_not_chat() -> None:
         converse(texts=Texts(ByteTokenizer(), None, fingerprint=""))
 
 
-def test_threads_take_turns_at_the_tokenizer() -> None:
-    class Watchful(ByteTokenizer):
-        inside = 0
-        most = 0
-
-        def encode(self, text: str) -> list[int]:
-            self.inside += 1
-            self.most = max(self.most, self.inside)
-            threading.Event().wait(0.002)
-            self.inside -= 1
-            return super().encode(text)
-
-    tokenizer = Watchful()
-    texts = Texts(tokenizer, None, fingerprint="")
-    threads = [threading.Thread(target=texts.encode_text, args=("a",)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert tokenizer.most == 1
-
-
 @pytest.mark.slow
 def test_a_folder_gives_its_tokenizer_and_template(checkpoint: Path) -> None:
     texts = Texts.open(checkpoint)
@@ -158,5 +135,7 @@ def test_a_folder_gives_its_tokenizer_and_template(checkpoint: Path) -> None:
     stop = 1
     assert ids.count(stop) == 1, "a stop token that is typed stays text"
     assert len(texts.fingerprint) == 64
+    document = 0
+    assert texts.encode_document("the")[0] == texts.encode_document("")[0] == document
     with pytest.raises(TokenizerError):
         Texts.open(checkpoint / "nothing")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lmloop.serving.worker import MAX_FAILED_STEPS, Worker, read_messages
+from lmloop.serving.worker import GENERIC, MAX_FAILED_STEPS, Worker, read_messages
 
 from .fake_engine import FakeEngine, make_sampling
 from .harness import FAKE_ENGINE
@@ -109,8 +109,10 @@ def test_a_request_that_cannot_be_added_fails_alone_and_keeps_its_reason_if_it_m
         inbox.generate("c", "a fault of ours")
         inbox.put({"op": "generate", "id": "d"})
         told.wait_for(lambda: told.pieces("a") and told.pieces("a")[-1]["finish_reason"])
-    errors = {m["id"]: (m["status"], m["message"]) for m in told.messages if m["op"] == "error"}
-    assert errors == {"b": (400, "this prompt is refused"), "c": (500, ""), "d": (500, "")}
+    errors = {m["id"]: m for m in told.messages if m["op"] == "error"}
+    assert {name: m["status"] for name, m in errors.items()} == {"b": 400, "c": 500, "d": 500}
+    assert errors["b"]["message"] == "this prompt is refused"
+    assert errors["c"]["message"] == errors["d"]["message"] == GENERIC
 
 
 def test_a_failed_step_fails_what_is_under_way_and_nothing_else() -> None:
@@ -195,13 +197,15 @@ def test_a_worker_in_an_endless_step_does_not_outlive_its_parent() -> None:
         [sys.executable, str(FAKE_ENGINE)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     with process:
         assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stderr is not None
         message = {"op": "generate", "id": "1-0", "tokens": list(b"hang"), "sampling": {}}
         process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+        while b"this step will not end" not in process.stderr.readline():
+            pass
         process.stdin.close()
         assert process.wait(20) == 1

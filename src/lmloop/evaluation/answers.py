@@ -61,8 +61,9 @@ class Exchange:
 def choose_openers(
     records: Sequence[Record], model: LoadedModel, *, limit: int, max_tokens: int
 ) -> list[Opener]:
-    """The first `limit` openers that leave the model room for `max_tokens` of answer."""
-    room = max(1, model.config.context_length - max_tokens)
+    """The first `limit` openers that leave room for `max_tokens` of answer or half a context."""
+    context_length = model.config.context_length
+    room = context_length - min(max_tokens, context_length // 2)
     conversations = [each for each in records if isinstance(each, Conversation)]
     found: list[Opener] = []
     for record in conversations or records:

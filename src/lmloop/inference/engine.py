@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lmloop.errors import ContextLengthError
+from lmloop.errors import ContextLengthError, RequestError, UsageError
 from lmloop.inference.load import LoadedModel
 from lmloop.inference.sampling import Sampling, choose
 from lmloop.inference.text import TextAssembler
@@ -98,8 +98,17 @@ class Engine:
         return bool(self._running or self._waiting)
 
     def add(self, request_id: str, tokens: Sequence[int], sampling: Sampling) -> None:
-        """Queue a prompt; raises `ContextLengthError` where no room is left for an answer."""
-        if not tokens or len(tokens) >= self._context:
+        """Queue a prompt; raises `RequestError` where it is empty or has ids that are not known,
+        `ContextLengthError` where no room is left for an answer.
+        """
+        if len(tokens) == 0:
+            raise RequestError("The prompt is empty: give at least one token.", param="prompt")
+        vocab_size = self._model.config.vocab_size
+        if not 0 <= min(tokens) <= max(tokens) < vocab_size:
+            raise RequestError(
+                f"The prompt has token ids outside 0 to {vocab_size - 1}.", param="prompt"
+            )
+        if len(tokens) >= self._context:
             raise ContextLengthError(prompt_tokens=len(tokens), context_length=self._context)
         generator = torch.Generator()
         if sampling.seed is None:
@@ -134,27 +143,33 @@ class Engine:
     def generate(
         self, prompts: Sequence[str | Sequence[int]], sampling: Sampling
     ) -> Iterator[Answer]:
-        """Answers to prompts (text, or ids) in the order given; with a seed, all use the same."""
-        texts = [""] * len(prompts)
-        ids: dict[str, list[int]] = {}
-        finished: dict[int, Answer] = {}
-        for index, prompt in enumerate(prompts):
-            tokens = self._tokenizer.encode_document(prompt) if isinstance(prompt, str) else prompt
-            self.add(str(index), tokens, sampling)
-            ids[str(index)] = self._waiting[-1].tokens
-        lengths = {key: len(tokens) for key, tokens in ids.items()}
-        given = 0
-        while given < len(prompts):
-            for piece in self.step():
-                index = int(piece.request_id)
-                texts[index] += piece.text
-                if piece.finish_reason is not None:
-                    start = lengths[piece.request_id]
-                    tokens = tuple(ids[piece.request_id][start : start + piece.num_tokens])
-                    finished[index] = Answer(texts[index], tokens, piece.finish_reason)
-            while given in finished:
-                yield finished.pop(given)
-                given += 1
+        """Answers to prompts (text, or ids) in the order given; with a seed, all use the same.
+
+        Raises `UsageError` where the engine is at work for somebody else.
+        """
+        if self.has_work():
+            raise UsageError("this engine is at work already: finish that, or make another engine")
+        requests: list[Request] = []
+        try:
+            for index, prompt in enumerate(prompts):
+                if isinstance(prompt, str):
+                    prompt = self._tokenizer.encode_document(prompt)
+                self.add(str(index), prompt, sampling)
+                requests.append(self._waiting[-1])
+            yield from self._finish(requests)
+        finally:
+            for request in requests:
+                self.cancel(request.request_id)
+
+    def _finish(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        """Step until all is answered; give each answer as soon as those before it are given."""
+        texts = {request.request_id: "" for request in requests}
+        for request in requests:
+            while request.finish_reason is None:
+                for piece in self.step():
+                    texts[piece.request_id] += piece.text
+            tokens = tuple(request.tokens[request.prompt_length :])
+            yield Answer(texts[request.request_id], tokens, request.finish_reason)
 
     def _admit(self) -> None:
         while self._waiting and self._free:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lmloop.errors import RequestError
+
+GREEDY_TEMPERATURE = 1e-3
+"""Below this the most likely token is taken: dividing by less would overflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +31,25 @@ class Sampling:
     seed: int | None = None
     """Makes the answer reproducible."""
 
+    def __post_init__(self) -> None:
+        """Raise `RequestError` for what nothing can be drawn with."""
+        allowed = {
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < math.inf, "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k is None or self.top_k >= 1, "at least 1, or absent"),
+        }
+        for name, (sound, rule) in allowed.items():
+            if not sound:
+                raise RequestError(f"{name} is {getattr(self, name)}: give {rule}.", param=name)
+
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """One id from logits [V].
 
     Source of the nucleus: Holtzman et al. 2020, The Curious Case of Neural Text Degeneration.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < GREEDY_TEMPERATURE:
         return int(logits.argmax())
     scaled = logits.float() / sampling.temperature
     if sampling.top_k is not None or sampling.top_p < 1:
@@ -40,6 +58,7 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> in
             ordered, ids = ordered[: sampling.top_k], ids[: sampling.top_k]
         chances = ordered.softmax(-1)
         # A token is kept while those before it have not yet reached the share: the first always is.
-        chances[chances.cumsum(-1) - chances >= sampling.top_p] = 0
+        beyond = chances.cumsum(-1) - chances >= sampling.top_p
+        chances[1:][beyond[1:]] = 0
         return int(ids[torch.multinomial(chances, 1, generator=generator)])
     return int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))

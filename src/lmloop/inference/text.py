@@ -16,25 +16,27 @@ class TextAssembler:
         self._tokenizer = tokenizer
         self._stop = [text for text in stop if text]
         self._ids: list[int] = []
+        """Ids from the last one on whose text was whole."""
         self._shown = 0
-        """Ids whose text was handed on already."""
+        """Characters of their text that were handed on already."""
         self._held = ""
         """Text that may be the beginning of a stop string."""
 
     def add(self, token: int) -> tuple[str, bool]:
         """Take one id; give the text that is certain now, and whether a stop string was met."""
         self._ids.append(token)
-        text = self._tokenizer.decode(self._ids[self._shown :])
-        # A character may be spread over up to four ids; longer runs are truly broken bytes.
-        if text.endswith(REPLACEMENT) and len(self._ids) - self._shown < 4:
-            return "", False
-        self._shown = len(self._ids)
-        return self._release(text)
+        text = self._tokenizer.decode(self._ids)
+        # The last character may be cut in two by the id's end: it waits for what follows.
+        whole = text.removesuffix(REPLACEMENT)
+        new, self._shown = whole[self._shown :], len(whole)
+        if whole == text:
+            self._ids, self._shown = [], 0
+        return self._release(new)
 
     def finish(self) -> str:
         """The text that was held back, now that nothing follows."""
-        rest = self._tokenizer.decode(self._ids[self._shown :])
-        self._shown = len(self._ids)
+        rest = self._tokenizer.decode(self._ids)[self._shown :]
+        self._ids, self._shown = [], 0
         text, _ = self._release(rest)
         held, self._held = self._held, ""
         return text + held

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmloop.errors import ArtifactError
 from lmloop.model.config import DecoderConfig
-from lmloop.model.quantized import empty_int8
+from lmloop.model.quantized import empty_int8, pack_int8, unpack_int8
 from lmloop.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
@@ -40,7 +40,7 @@ _INNER: dict[str, tuple[str, ...]] = {
 }
 _INT8 = {
     "quant_method": "compressed-tensors",
-    "format": "int-quantized",
+    "format": "pack-quantized",
     "quantization_status": "compressed",
     "ignore": ["lm_head"],
     "config_groups": {
@@ -68,7 +68,7 @@ def save_model(model: Transformer, folder: Path, *, stop_id: int, document_id: i
         pieces = tensor.split(_rows(model.config, tensor, pieces=len(theirs)))
         for their_name, piece in zip(theirs, pieces, strict=True):
             tensors[their_name] = _shape_out(their_name, piece).contiguous().clone()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(_pack(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     config = model.config.to_hugging_face(stop_id=stop_id, pad_id=document_id, dtype=dtype)
     if model.config.int8:
@@ -83,9 +83,11 @@ def load_model(folder: str | Path, *, dtype: torch.dtype | None = None) -> Trans
     folder = Path(folder)
     config = load_config(folder)
     try:
-        theirs = load_file(folder / WEIGHTS)
+        theirs = _unpack(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{folder / WEIGHTS}: 8-bit weights are damaged: {error}") from error
     with torch.device("meta"):
         model = Transformer(config)
         if config.int8:
@@ -148,7 +150,7 @@ def _join(
 ) -> Tensor:
     """One tensor of ours from theirs; raise `ArtifactError` where shape or type is another."""
     parts = []
-    wanted = expected.split(_rows(config, expected, pieces=len(pieces)))
+    wanted = torch.split(expected, _rows(config, expected, pieces=len(pieces)))
     for (their_name, piece), own in zip(pieces.items(), wanted, strict=True):
         part = _shape_in(their_name, piece)
         if part.shape != own.shape or (part.dtype == torch.int8) != (own.dtype == torch.int8):
@@ -157,8 +159,31 @@ def _join(
                 f"{CONFIG} says {own.dtype} {list(own.shape)}"
             )
         parts.append(part)
-    # A copy where the file's place for 8 bits could lie at an odd address: see `quantized.py`.
-    return parts[0] if len(parts) == 1 and not config.int8 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """int8 matrices as compressed-tensors lays them on disk, all others as they are."""
+    packed = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.int8:
+            packed[f"{name}_packed"] = pack_int8(tensor)
+            packed[f"{name}_shape"] = torch.tensor(tensor.shape)
+        else:
+            packed[name] = tensor
+    return packed
+
+
+def _unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The opposite of `_pack`; raises KeyError or ValueError where a shape is missing or wrong."""
+    unpacked = dict(tensors)
+    for name in [name for name in tensors if name.endswith(".weight_packed")]:
+        plain = name.removesuffix("_packed")
+        packed, shape = unpacked.pop(name), unpacked.pop(f"{plain}_shape").tolist()
+        if packed.dtype != torch.int32 or list(packed.shape) != [shape[0], -(-shape[1] // 4)]:
+            raise ValueError(f"{name} is {packed.dtype} {list(packed.shape)} for {shape}")
+        unpacked[plain] = unpack_int8(packed, columns=shape[1])
+    return unpacked
 
 
 def _shape_out(their_name: str, piece: Tensor) -> Tensor:

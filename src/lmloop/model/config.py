@@ -108,9 +108,17 @@ def _size(data: Mapping[str, Any], name: str) -> int:
 def _is_int8(quantization: Mapping[str, Any] | None) -> bool:
     if quantization is None:
         return False
-    if quantization.get("format") != "int-quantized":
+    told = quantization.get("format"), *_weight_schemes(quantization)
+    if told != ("pack-quantized", {"num_bits": 8, "strategy": "channel", "symmetric": True}):
         raise ArtifactError(
-            f"quantization format {quantization.get('format')!r} cannot be opened: known here is "
-            "'int-quantized' of compressed-tensors"
+            f"quantization {told} cannot be opened: known here is 'pack-quantized' of "
+            "compressed-tensors with symmetric 8-bit channels"
         )
     return True
+
+
+def _weight_schemes(quantization: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What decides how weights are read, a group each."""
+    groups = quantization.get("config_groups", {}).values()
+    known = ("num_bits", "strategy", "symmetric")
+    return [{key: group["weights"].get(key) for key in known} for group in groups]

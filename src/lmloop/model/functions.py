@@ -28,10 +28,11 @@ class _RMSNorm(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         normed, weight, scale = ctx.saved_tensors
         (grad,) = grads
+        product = grad * normed
+        grad_weight = product.flatten(0, -1 - weight.dim()).sum(0)
+        mean = product.mul_(weight).mean(-1, keepdim=True)
         grad_normed = grad * weight
-        grad_weight = (grad * normed).flatten(0, -1 - weight.dim()).sum(0)
-        mean = (grad_normed * normed).mean(-1, keepdim=True)
-        return torch.addcmul(grad_normed, normed, mean, value=-1).mul_(scale), grad_weight, None
+        return grad_normed.addcmul_(normed, mean, value=-1).mul_(scale), grad_weight, None
 
 
 def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:

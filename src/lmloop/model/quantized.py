@@ -1,7 +1,8 @@
 """Weights of 8 bits: one scale a row, symmetric, rounded to nearest.
 
 Takes: linear layers. Gives: `Int8Linear` layers in their place, the same forward within rounding.
-At rest they are compressed-tensors' `int-quantized` format. Axes: N tokens, O outputs, I inputs.
+At rest they are in compressed-tensors' `pack-quantized` format, which transformers and vLLM open.
+Axes: N tokens, O outputs, I inputs.
 """
 
 from __future__ import annotations
@@ -45,6 +46,18 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest int8 [O, I] and scale [O] in fp32 of a matrix [O, I]."""
     scale = weight.float().abs().amax(dim=1).clamp_min(1e-8) / 127
     return (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def pack_int8(weight: Tensor) -> Tensor:
+    """int32 [O, ⌈I/4⌉] of int8 [O, I]: four weights a word, the first lowest, plus 128 each."""
+    raised = (weight.to(torch.int16) + 128).to(torch.uint8)
+    return F.pad(raised, (0, -weight.shape[1] % 4)).contiguous().view(torch.int32)
+
+
+def unpack_int8(packed: Tensor, *, columns: int) -> Tensor:
+    """int8 [O, `columns`] of what `pack_int8` made."""
+    raised = packed.contiguous().view(torch.uint8)[:, :columns]
+    return (raised.to(torch.int16) - 128).to(torch.int8)
 
 
 def empty_int8(model: nn.Module) -> None:

@@ -321,6 +321,9 @@ async def _finish(task: asyncio.Task[None]) -> None:
 
 
 def _request_error(message: Mapping[str, Any]) -> RequestError:
-    status = int(message["status"])
-    text = str(message["message"]) or "The engine could not work on this request."
-    return RequestError(text, status=status, code=message.get("code") or "engine_error")
+    return RequestError(
+        str(message["message"]),
+        status=int(message["status"]),
+        code=message["code"],
+        param=message["param"],
+    )

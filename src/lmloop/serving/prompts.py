@@ -6,7 +6,6 @@ Takes: a request and the tokenizer and chat template of the weights that will an
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,8 @@ GREEDY_TEMPERATURE = 1e-3
 class TextEncoder(Protocol):
     """What is asked of a tokenizer."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text."""
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of a text as the beginning of a document."""
 
 
 class TurnEncoder(Protocol):
@@ -40,15 +39,13 @@ class TurnEncoder(Protocol):
 
 
 class Texts:
-    """Tokenizer and chat template of one weights version, for use by many threads."""
+    """Tokenizer and chat template of one weights version; threads may share it."""
 
     def __init__(
         self, tokenizer: TextEncoder, template: TurnEncoder | None, *, fingerprint: str
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        # The tokenizer switches between text and markup: two threads at once would mix them up.
-        self._lock = threading.Lock()
         self.fingerprint = fingerprint
         """SHA-256 of `tokenizer.json`, as hex."""
 
@@ -59,10 +56,9 @@ class Texts:
         template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
         return Texts(tokenizer, template, fingerprint=hash_file(folder / "tokenizer.json"))
 
-    def encode_text(self, text: str) -> list[int]:
-        """Ids of a plain prompt."""
-        with self._lock:
-            return self._tokenizer.encode(text)
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of a plain prompt: the beginning of a document that is to be continued."""
+        return self._tokenizer.encode_document(text)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a chat; raise `RequestError` (400) where the template refuses it."""
@@ -72,8 +68,7 @@ class Texts:
             )
         turns = [Turn(_ROLES.get(each.role, each.role), each.content) for each in messages]
         try:
-            with self._lock:
-                return self._template.encode(turns, add_generation_prompt=True)
+            return self._template.encode(turns, add_generation_prompt=True)
         except TokenizerError as error:
             raise RequestError(str(error), param="messages") from error
 
@@ -119,7 +114,7 @@ def plan_completion(request: CompletionRequest, *, texts: Texts, limits: Limits)
     """Take prompts as they are: text is encoded, ids are checked."""
     prompts = []
     for prompt in request.prompt:
-        ids = texts.encode_text(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = texts.encode_document(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise RequestError("The prompt is empty: send some text.", param="prompt")
         if not 0 <= min(ids) <= max(ids) < limits.vocab_size:

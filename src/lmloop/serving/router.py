@@ -122,9 +122,9 @@ class Router:
         while True:
             await self.live.run()
             failures = 0 if self.live.was_ready else failures + 1
-            logger.warning("the engine is gone: %s", self.live.failure)
             if self.live.permanent or failures >= MAX_FAILED_STARTS:
                 raise ServingError(f"the engine cannot be started: {self.live.failure}")
+            logger.warning("the engine is gone, another is started: %s", self.live.failure)
             if failures:
                 await asyncio.sleep(self._first_delay_seconds * 2 ** (failures - 1))
             self.live = EngineProcess(self.spec)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmloop.config import calm_threads
 from lmloop.errors import ServingError
 from lmloop.sections import ServeConfig
 from lmloop.serving.process import EngineSpec
@@ -45,6 +46,7 @@ def serve(
     The first signal stops taking requests and lets answers finish, the second ends at once. Raises
     `ServingError` where the port is taken or no engine can be started.
     """
+    calm_threads()  # the engine's process inherits it
     with contextlib.closing(listen(config.host, config.port)) as listener:
         asyncio.run(
             run_server(
@@ -61,14 +63,21 @@ def serve(
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; `ServingError` where there cannot be one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named because asyncio sets TCP_NODELAY only where it is: without it Nagle's
+    # algorithm may hold a token back until the one before it is acknowledged.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
+        listener.close()
         raise ServingError(
             f"cannot listen on {host} port {port} ({error.strerror or error}): "
             "stop what uses it, or choose another port with --port (0 takes a free one)"
         ) from error
+    return listener
 
 
 def url_of(listener: socket.socket) -> str:

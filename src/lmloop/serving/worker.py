@@ -30,6 +30,8 @@ ORPHAN_SECONDS = 5.0
 MAX_FAILED_STEPS = 3
 """So many in a row, and the engine itself is taken to be broken."""
 
+GENERIC = "The engine could not work on this request; the server's log has the details."
+
 Message = Mapping[str, Any]
 logger = logging.getLogger(__name__)
 
@@ -167,12 +169,19 @@ class Worker:
             raise error
 
     def _fail(self, request_id: str, error: Exception) -> None:
-        message: dict[str, Any] = {"op": "error", "id": request_id, "status": 500, "message": ""}
-        if isinstance(error, RequestError):
-            message |= {"status": error.status, "message": str(error), "code": error.code}
-        else:
+        if not isinstance(error, RequestError):
             logger.error("request %s failed", request_id, exc_info=error)
-        self._tell(message)
+            error = RequestError(GENERIC, status=500, code="engine_error")
+        self._tell(
+            {
+                "op": "error",
+                "id": request_id,
+                "message": str(error),
+                "status": error.status,
+                "code": error.code,
+                "param": error.param,
+            }
+        )
 
     def _tell(self, message: Message) -> None:
         load = {"running": self.engine.num_running, "waiting": self.engine.num_waiting}

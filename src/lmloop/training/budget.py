@@ -60,9 +60,13 @@ class ReplayBudget:
 
     def __init__(self, journal: Path, *, clock: Callable[[], float], before: float) -> None:
         try:
-            lines = journal.read_text(encoding="utf-8").splitlines()
-            self._shares = [float(json.loads(line)["share"]) for line in lines]
-        except (OSError, ValueError, KeyError) as error:
+            entries = list(map(json.loads, journal.read_text(encoding="utf-8").splitlines()))
+            self._shares = [float(entry["share"]) for entry in entries]
+            if [entry["step"] for entry in entries] != list(range(1, len(entries) + 1)):
+                raise ValueError("it does not hold every step once and in order")
+            if not entries:
+                raise ValueError("it is empty")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"journal {journal} cannot be replayed: {error}") from error
         self._clock, self._start = clock, clock() - before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,21 @@ class Journal:
     """Appends lines; a line torn by a crash is dropped on the next opening."""
 
     def __init__(self, path: Path, *, steps: int) -> None:
-        """Open the journal with the first `steps` lines kept."""
+        """Open the journal with the first `steps` whole lines kept."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = "".join(line + "\n" for line in lines[:steps])
-        path.write_text(kept, encoding="utf-8")
-        self._stream = path.open("a", encoding="utf-8")
+        self._stream = path.open("a+", encoding="utf-8")
+        # Cut in place: a process killed here leaves the old journal or the cut one, never less.
+        lines = path.read_bytes().splitlines(keepends=True)[:steps]
+        self._stream.truncate(sum(len(line) for line in lines if line.endswith(b"\n")))
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Write one step's line and hand it to the operating system."""
         self._stream.write(json.dumps(entry) + "\n")
         self._stream.flush()
+
+    def sync(self) -> None:
+        """Bring all lines to the disk (fsync), so that no snapshot knows of more steps."""
+        os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Close the file."""

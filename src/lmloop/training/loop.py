@@ -6,8 +6,10 @@ goes on from its last snapshot and ends, with a step budget, in the very same we
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Task
 from lmloop.sections import TrainConfig
 from lmloop.tokens.loader import Batch, PackedLoader
-from lmloop.training.budget import make_budget
+from lmloop.training.budget import Budget, make_budget
 from lmloop.training.journal import Journal
 from lmloop.training.loss import chunked_cross_entropy
 from lmloop.training.optim import Optimizer
@@ -70,7 +72,8 @@ def train(
 ) -> TrainResult:
     """Train `model` in place; `folder` holds journal and snapshots, and resumes if it has any.
 
-    `validate` gives bits per byte. Raises `TrainingError` where the loss is no number any more.
+    `validate` gives bits per byte. Raises `TrainingError` where the loss or the gradient is no
+    number any more.
     """
     optimizer = Optimizer(
         model,
@@ -83,22 +86,18 @@ def train(
     budget = make_budget(config, clock=clock, before=position.elapsed)
     journal = Journal(folder / JOURNAL, steps=position.step)
     rows = config.batch_tokens // config.row_tokens
-    step, losses, saved = position.step, _Mean(), position.step
-    with progress.task(name, total=1.0, unit="") as task:
+    step, saved = position.step, position.step
+    with closing(journal), progress.task(name, total=1.0, unit="") as task:
         while (share := budget.share(step)) < 1.0:
             factor = warmup_stable_decay(
                 share, warmup_share=config.warmup_share, decay_share=config.decay_share
             )
             loss = batch_loss(model, loader.rows(step * rows, rows))
             value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss is {value} at step {step}: lower matrix_learning_rate or "
-                    f"learning_rate; the last sound snapshot is in {folder}"
-                )
+            _refuse_unsound("loss", value, step, folder)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = optimizer.step(factor, clip=config.gradient_clip)
-            losses.add(value)
+            _refuse_unsound("gradient's norm", norm, step, folder)
             step += 1
             entry = {"step": step, "share": share, "seconds": budget.elapsed(), "loss": value}
             entry |= {"factor": factor, "norm": norm, "tokens": step * config.batch_tokens}
@@ -107,18 +106,15 @@ def train(
             journal.append(entry)
             _report(task, share, entry)
             if step % config.save_every == 0:
-                save_snapshot(
-                    folder, Position(step=step, elapsed=budget.elapsed()), optimizer.state()
-                )
+                _save(folder, step, budget, optimizer, journal)
                 saved = step
-    journal.close()
-    if step > saved:
-        save_snapshot(folder, Position(step=step, elapsed=budget.elapsed()), optimizer.state())
+        if step > saved:
+            _save(folder, step, budget, optimizer, journal)
     return TrainResult(
         steps=step,
         tokens=step * config.batch_tokens,
         seconds=budget.elapsed(),
-        final_loss=losses.value,
+        final_loss=_final_loss(folder / JOURNAL),
         validation_bits_per_byte=validate(model),
     )
 
@@ -135,16 +131,26 @@ def _resume(optimizer: Optimizer, folder: Path, progress: Progress) -> Position:
     return position
 
 
+def _save(folder: Path, step: int, budget: Budget, optimizer: Optimizer, journal: Journal) -> None:
+    journal.sync()
+    save_snapshot(folder, Position(step=step, elapsed=budget.elapsed()), optimizer.state())
+
+
+def _refuse_unsound(what: str, value: float, step: int, folder: Path) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the {what} is {value} at step {step}: lower matrix_learning_rate or "
+            f"learning_rate; the last sound snapshot is in {folder}"
+        )
+
+
 def _report(task: Task, share: float, entry: dict[str, Any]) -> None:
     rate = entry["tokens"] / max(entry["seconds"], 1e-9)
     task.update(share, note=f"step {entry['step']}  loss {entry['loss']:.3f}  {rate:,.0f} tok/s")
 
 
-class _Mean:
-    """Running mean with a memory of about fifty values."""
-
-    def __init__(self) -> None:
-        self.value = math.nan
-
-    def add(self, value: float) -> None:
-        self.value = value if math.isnan(self.value) else 0.98 * self.value + 0.02 * value
+def _final_loss(journal: Path) -> float:
+    """Mean loss of the last tenth of the steps, those before a resumption included."""
+    losses = [float(json.loads(line)["loss"]) for line in journal.read_text("utf-8").splitlines()]
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / max(1, len(tail))

@@ -23,6 +23,7 @@ class _ChunkedCrossEntropy(Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         size = max(1, CHUNK_ELEMENTS // len(weight))
+        count = max(1, len(hidden))
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = hidden[part] @ weight.t()
@@ -30,19 +31,23 @@ class _ChunkedCrossEntropy(Function):
             wanted = targets[part, None]
             total -= chances.gather(1, wanted).clamp_min_(1e-37).log_().sum()
             chances.scatter_add_(1, wanted, chances.new_full(wanted.shape, -1.0))
-            grad = chances.mul_(1 / len(hidden)).to(logits.dtype)
+            grad = chances.to(logits.dtype)
             torch.mm(grad, weight, out=grad_hidden[part])
             grad_weight += grad.t() @ hidden[part]
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
-        return total / len(hidden)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total / count
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0], grad_weight * grads[0], None
+        scale = grads[0] / max(1, len(grad_hidden))
+        return grad_hidden * scale, (grad_weight * scale).to(grad_hidden.dtype), None
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats (fp32 scalar) of hidden [N, D] · weight [V, D]ᵀ against [N]."""
+    """Mean cross-entropy in nats (fp32 scalar) of hidden [N, D] · weight [V, D]ᵀ against [N].
+
+    Of no targets it is 0: a batch of fine-tuning may hold no answer.
+    """
     result: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return result

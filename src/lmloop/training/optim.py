@@ -73,12 +73,16 @@ class Optimizer:
             shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()
         }
         self._rest = [name for name in self._parameters if name not in matrices]
+        hidden = [name for name in self._rest if _is_hidden_matrix(name, self.master[name])]
+        plain = [name for name in self._rest if name not in hidden]
         self._adamw = torch.optim.AdamW(
-            [self.master[name] for name in self._rest],
+            [
+                {"params": [self.master[name] for name in hidden], "weight_decay": weight_decay},
+                {"params": [self.master[name] for name in plain], "weight_decay": 0.0},
+            ],
             lr=learning_rate,
             betas=betas,
             eps=1e-10,
-            weight_decay=0.0,
             fused=True,
         )
         self._rate = learning_rate
@@ -90,15 +94,17 @@ class Optimizer:
             name: torch.zeros_like(p) if p.grad is None else p.grad
             for name, p in self._parameters.items()
         }
-        norm = float(torch.stack([g.float().norm() for g in grads.values()]).norm())
-        shrink = min(1.0, clip / (norm + 1e-12))
+        norms = torch._foreach_norm(list(grads.values()), dtype=torch.float32)
+        norm = torch.stack(norms).norm().item()
         self._step_matrices(grads, factor)
+        shrink = min(1.0, clip / (norm + 1e-12))
         for name in self._rest:
             self.master[name].grad = grads[name].float().mul_(shrink)
-        self._adamw.param_groups[0]["lr"] = self._rate * factor
+        for group in self._adamw.param_groups:
+            group["lr"] = self._rate * factor
         self._adamw.step()
-        for name, parameter in self._parameters.items():
-            parameter.copy_(self.master[name])
+        torch._foreach_copy_(list(self._parameters.values()), list(self.master.values()))
+        for parameter in self._parameters.values():
             parameter.grad = None
         return norm
 
@@ -137,13 +143,17 @@ class Optimizer:
             }
 
 
+def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() == 2 and name.startswith("blocks.")
+
+
 def _group_matrices(model: Transformer) -> dict[tuple[int, int], list[_Part]]:
     """Hidden matrices by shape; fused products are taken apart."""
     config = model.config
     fused = {"qkv.weight": config.qkv_rows, "gate_up.weight": (config.intermediate_size,) * 2}
     groups: dict[tuple[int, int], list[_Part]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.dim() != 2 or not name.startswith("blocks."):
+        if not _is_hidden_matrix(name, parameter):
             continue
         own = next((rows for suffix, rows in fused.items() if name.endswith(suffix)), None)
         start = 0

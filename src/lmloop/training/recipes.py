@@ -116,7 +116,7 @@ def _train(
 ) -> TrainResult:
     asked = config.precision
     model.to(fast_dtype() if asked == "auto" else getattr(torch, asked))
-    free = shutil.disk_usage(run.parent if run.parent.exists() else Path.cwd()).free
+    free = shutil.disk_usage(next(path for path in run.parents if path.exists())).free
     needed = 3 * 12 * count_parameters(model.config)
     if free < needed:
         raise TrainingError(

@@ -1,7 +1,8 @@
-"""Snapshots of a run: whole or absent, verified before an older one is given up.
+"""Snapshots of a run: whole or absent, and the one before stays to fall back on.
 
-Takes: named tensors and a few numbers. Gives: folders `snapshot-<step>` of safetensors and JSON. A
-damaged newest snapshot is passed over for the one before.
+Takes: named tensors and a few numbers. Gives: folders `snapshot-<step>` of a safetensors file that
+holds both, and a JSON file with its size and hash. A damaged newest snapshot is passed over for the
+one before.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmloop.errors import ArtifactError
 from lmloop.store.artifact import hash_file, replace_folder, sync, verify_file, write_json
 
+SEAL = "seal.json"
 KEEP = 2
 """Snapshots that stay: the newest, and one to fall back on."""
 
@@ -34,7 +37,7 @@ class Position:
 
 
 def save_snapshot(folder: Path, position: Position, tensors: Mapping[str, Tensor]) -> None:
-    """Write a snapshot, verify it by its hash, then drop all but the newest `KEEP`."""
+    """Write a snapshot with its hash, durably, then drop all but the newest `KEEP`."""
     final = folder / f"snapshot-{position.step:08d}"
     beside = folder / f".{final.name}.{os.getpid()}"
     for left in folder.glob(".snapshot-*"):
@@ -42,10 +45,11 @@ def save_snapshot(folder: Path, position: Position, tensors: Mapping[str, Tensor
     beside.mkdir(parents=True)
     try:
         weights = beside / "state.safetensors"
-        save_file(dict(tensors), weights)
+        numbers = {name: repr(value) for name, value in asdict(position).items()}
+        save_file(dict(tensors), weights, metadata=numbers)
         sync(weights)
         seal = {"bytes": weights.stat().st_size, "sha256": hash_file(weights)}
-        write_json(beside / "position.json", asdict(position) | seal)
+        write_json(beside / SEAL, seal)
         replace_folder(beside, final)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -58,10 +62,16 @@ def load_snapshot(folder: Path) -> tuple[Position, dict[str, Tensor], list[str]]
     complaints: list[str] = []
     for path in sorted(folder.glob("snapshot-*"), reverse=True):
         try:
-            data = json.loads((path / "position.json").read_text(encoding="utf-8"))
+            seal = json.loads((path / SEAL).read_text(encoding="utf-8"))
             weights = path / "state.safetensors"
-            verify_file(weights, size=data.pop("bytes"), sha256=data.pop("sha256"))
-            return Position(**data), load_file(weights), complaints
+            verify_file(weights, size=seal["bytes"], sha256=seal["sha256"])
+            return _read_position(weights), load_file(weights), complaints
         except (ArtifactError, OSError, ValueError, TypeError, KeyError) as error:
             complaints.append(f"{path.name} is damaged and passed over: {error}")
     return None
+
+
+def _read_position(weights: Path) -> Position:
+    with safe_open(weights, framework="pt") as file:
+        numbers = file.metadata()
+    return Position(step=int(numbers["step"]), elapsed=float(numbers["elapsed"]))

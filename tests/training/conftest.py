@@ -1,0 +1,135 @@
+"""A tiny run that the tests of the loop, of snapshots and of recipes share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmloop.model.init import initialise
+from lmloop.model.transformer import Transformer
+from lmloop.progress import Silent
+from lmloop.sections import PretrainConfig
+from lmloop.tokens.loader import PackedLoader
+from lmloop.tokens.shards import Shards
+from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.training.loop import TrainResult, train
+
+from ..conftest import VOCAB_SIZE, tiny_shape
+
+
+class Said(Silent):
+    """Progress that remembers the lines it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def make_clock(seconds_a_look: float = 0.1) -> Callable[[], float]:
+    """A clock that goes on by so much whenever somebody looks."""
+    now = 0.0
+
+    def look() -> float:
+        nonlocal now
+        now += seconds_a_look
+        return now
+
+    return look
+
+
+def make_config(**changes: Any) -> PretrainConfig:
+    sizes = {"batch_tokens": 32, "row_tokens": 16, "save_every": 4, "validate_every": 3}
+    chosen = {} if {"budget", "replay"} & changes.keys() else {"steps": 10}
+    return PretrainConfig(**(sizes | chosen | changes))
+
+
+@dataclass
+class Run:
+    """One training run in a folder; a second `go` resumes it as a new process would."""
+
+    shards: Path
+    folder: Path
+    config: PretrainConfig = field(default_factory=make_config)
+    dtype: torch.dtype = torch.float32
+    answers_only: bool = False
+    said: Said = field(default_factory=Said)
+    model: Transformer | None = None
+
+    def go(
+        self,
+        *,
+        clock: Callable[[], float] | None = None,
+        before_step: Callable[[int], object] = lambda step: None,
+    ) -> TrainResult:
+        self.model = Transformer(tiny_shape(vocab_size=VOCAB_SIZE, num_layers=1))
+        initialise(self.model, seed=0)
+        self.model.to(self.dtype)
+        return train(
+            self.model,
+            WatchedLoader(self.shards, self.config, before_step, answers_only=self.answers_only),
+            self.config,
+            folder=self.folder,
+            validate=lambda model: float(model.embedding.weight.float().norm()),
+            clock=clock or make_clock(),
+            progress=self.said,
+            name="test",
+        )
+
+    def weights(self) -> dict[str, bytes]:
+        assert self.model is not None
+        return {
+            name: bytes(tensor.contiguous().view(torch.uint8).numpy())
+            for name, tensor in self.model.state_dict().items()
+        }
+
+    def journal(self) -> list[dict[str, Any]]:
+        text = (self.folder / "journal.jsonl").read_text("utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def snapshots(self) -> list[str]:
+        return sorted(path.name for path in self.folder.glob("*snapshot-*"))
+
+
+class WatchedLoader(PackedLoader):
+    """A loader that tells which step is about to begin."""
+
+    def __init__(
+        self,
+        shards: Path,
+        config: PretrainConfig,
+        before_step: Callable[[int], object],
+        *,
+        answers_only: bool,
+    ) -> None:
+        super().__init__(
+            Shards.open(shards, "train"),
+            row_tokens=config.row_tokens,
+            document_id=Tokenizer.open(shards).document_id,
+            answers_only=answers_only,
+            seed=0,
+        )
+        self._before_step = before_step
+
+    def rows(self, start: int, count: int) -> Any:
+        self._before_step(start // count)
+        return super().rows(start, count)
+
+
+@pytest.fixture
+def make_run(shards_folder: Path, tmp_path: Path) -> Callable[..., Run]:
+    """A run in a folder of its own."""
+
+    def make(name: str = "run", **changes: Any) -> Run:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        return Run(shards_folder, folder, **changes)
+
+    return make

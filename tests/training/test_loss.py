@@ -1,0 +1,107 @@
+"""Chunked cross-entropy against PyTorch's over all logits at once."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lmloop.training import loss as module
+from lmloop.training.loss import chunked_cross_entropy
+
+N, D, V = 13, 6, 17
+
+
+def draw(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = scale * torch.randn(N, D, generator=generator)
+    weight = torch.randn(V, D, generator=generator)
+    return hidden, weight, torch.randint(0, V, (N,), generator=generator)
+
+
+def both(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, upstream: float = 1.0
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Loss and both gradients, ours in the dtype given and PyTorch's in float64."""
+    results = []
+    for compute, dtype in ((chunked_cross_entropy, hidden.dtype), (plain, torch.float64)):
+        leaves = [each.detach().to(dtype).requires_grad_() for each in (hidden, weight)]
+        value = compute(*leaves, targets)
+        (upstream * value).backward()
+        grads = [leaf.grad for leaf in leaves]
+        assert grads[0] is not None
+        assert grads[1] is not None
+        results.append((value.detach(), grads[0], grads[1]))
+    return results
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(hidden @ weight.T, targets)
+
+
+@pytest.mark.parametrize("chunk_elements", [1, V, 3 * V, N * V, 10**6])
+@pytest.mark.parametrize("upstream", [1.0, -2.5])
+def test_value_and_gradients_equal_cross_entropy_for_any_chunk(
+    monkeypatch: pytest.MonkeyPatch, chunk_elements: int, upstream: float
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk_elements)
+    ours, expected = both(*draw(), upstream=upstream)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_stays_within_a_percent() -> None:
+    hidden, weight, targets = draw()
+    hidden, weight = hidden.bfloat16(), weight.bfloat16()
+    ours, expected = both(hidden, weight, targets)
+    assert ours[0].dtype == torch.float32
+    assert ours[1].dtype == ours[2].dtype == torch.bfloat16
+    torch.testing.assert_close(ours[0].double(), expected[0], rtol=1e-2, atol=0)
+    for one, other in zip(ours[1:], expected[1:], strict=True):
+        scale = float(other.abs().max())
+        torch.testing.assert_close(one.double(), other, rtol=2e-2, atol=2e-2 * scale)
+
+
+def test_large_logits_neither_overflow_nor_lose_their_gradient() -> None:
+    ours, expected = both(*draw(scale=12.0))
+    assert expected[0] > 20
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+
+
+def test_an_impossible_target_costs_much_and_is_no_infinity() -> None:
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [1000.0]])
+    value = chunked_cross_entropy(hidden, weight, torch.tensor([0]))
+    assert 80 < value < math.inf
+
+
+def test_no_opinion_costs_the_logarithm_of_the_vocabulary() -> None:
+    value = chunked_cross_entropy(torch.zeros(3, D), torch.ones(V, D), torch.tensor([0, 5, 16]))
+    assert value.item() == pytest.approx(math.log(V))
+
+
+def test_no_targets_cost_nothing_and_move_nothing() -> None:
+    hidden = torch.zeros(0, D, requires_grad=True)
+    weight = torch.ones(V, D, requires_grad=True)
+    value = chunked_cross_entropy(hidden, weight, torch.zeros(0, dtype=torch.int64))
+    value.backward()
+    assert value.item() == 0
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_a_hidden_state_that_is_no_number_shows_in_the_loss() -> None:
+    hidden, weight, targets = draw()
+    hidden[3, 2] = math.nan
+    assert chunked_cross_entropy(hidden, weight, targets).isnan()
+
+
+def test_inputs_are_left_as_they_were() -> None:
+    inputs = draw()
+    before = [each.clone() for each in inputs]
+    chunked_cross_entropy(*inputs)
+    for each, old in zip(inputs, before, strict=True):
+        assert torch.equal(each, old)

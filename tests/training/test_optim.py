@@ -1,0 +1,236 @@
+"""Muon and AdamW: each against its definition, and a state that is the whole state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lmloop.model.transformer import Transformer
+from lmloop.training.optim import Optimizer, orthogonalise
+
+from ..conftest import random_model, tiny_shape
+
+RATES = {"learning_rate": 0.01, "matrix_learning_rate": 0.02, "weight_decay": 0.0}
+
+
+def make(model: Transformer, **changes: Any) -> Optimizer:
+    return Optimizer(model, **(RATES | changes))
+
+
+def set_gradients(model: Transformer, *, seed: int, scale: float = 1.0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    grads = {}
+    for name, parameter in model.named_parameters():
+        drawn = scale * torch.randn(parameter.shape, generator=generator)
+        parameter.grad = drawn.to(parameter.dtype)
+        grads[name] = parameter.grad.float().clone()
+    return grads
+
+
+def polar(matrix: Tensor) -> Tensor:
+    left, _, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return left @ right
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 40), (2, 40, 16), (1, 64, 64)])
+def test_orthogonalising_brings_every_singular_value_near_one(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = orthogonalise(matrices)
+    assert result.shape == matrices.shape
+    values = torch.linalg.svdvals(result.double())
+    assert values.min() > 0.8
+    assert values.max() < 1.2
+    for one, other in zip(result, matrices, strict=True):
+        expected = polar(other)
+        cosine = (one.double() * expected).sum() / (one.double().norm() * expected.norm())
+        assert cosine > 0.99
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_size_of_a_gradient_does_not_matter(scale: float) -> None:
+    matrices = torch.randn(2, 12, 20, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        orthogonalise(scale * matrices), orthogonalise(matrices), rtol=0.1, atol=0.02
+    )
+
+
+def test_a_gradient_of_zero_stays_zero() -> None:
+    assert not orthogonalise(torch.zeros(2, 4, 6)).any()
+
+
+def test_matrices_of_one_group_do_not_touch_each_other() -> None:
+    matrices = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    together = orthogonalise(matrices)
+    for number in range(3):
+        alone = orthogonalise(matrices[number : number + 1])[0]
+        torch.testing.assert_close(together[number], alone, rtol=0.05, atol=0.02)
+
+
+def test_the_first_step_of_muon_follows_the_polar_factor_of_each_part() -> None:
+    model = random_model(tiny_shape(num_layers=1))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    grads = set_gradients(model, seed=1)
+    make(model).step(0.5, clip=1e9)
+    parts = {
+        "blocks.0.attention.qkv.weight": (32, 16, 16),
+        "blocks.0.attention.output.weight": (24,),
+        "blocks.0.feed_forward.gate_up.weight": (40, 40),
+        "blocks.0.feed_forward.down.weight": (24,),
+    }
+    for name, rows in parts.items():
+        change = (dict(model.named_parameters())[name] - before[name]).detach()
+        for moved, grad in zip(change.split(rows), grads[name].split(rows), strict=True):
+            size = 0.02 * 0.5 * math.sqrt(max(1.0, grad.shape[0] / grad.shape[1]))
+            # Momentum of the first step is a multiple of the gradient: the direction is the same.
+            expected = -size * polar(grad)
+            error = (moved.double() - expected).norm() / expected.norm()
+            assert error < 0.15, name
+
+
+def test_momentum_carries_the_direction_of_earlier_gradients_on() -> None:
+    model = random_model(tiny_shape(num_layers=1))
+    optimizer = make(model)
+    name = "blocks.0.attention.output.weight"
+    first = set_gradients(model, seed=1)[name]
+    optimizer.step(1.0, clip=1e9)
+    before = dict(model.named_parameters())[name].detach().clone()
+    second = set_gradients(model, seed=2)[name]
+    optimizer.step(1.0, clip=1e9)
+    moved = dict(model.named_parameters())[name].detach() - before
+    momentum = 0.95 * 0.05 * first + 0.05 * second
+    expected = polar(0.05 * second + 0.95 * momentum)
+    cosine = -(moved.double() * expected).sum() / (moved.norm() * expected.norm())
+    assert cosine > 0.99
+
+
+def run_adamw(
+    start: Tensor, grads: list[Tensor], factors: list[float], *, weight_decay: float = 0.0
+) -> Tensor:
+    """PyTorch's own, one parameter, unfused."""
+    parameter = start.clone().requires_grad_()
+    adamw = torch.optim.AdamW(
+        [parameter], betas=(0.9, 0.95), eps=1e-10, weight_decay=weight_decay, fused=False
+    )
+    for grad, factor in zip(grads, factors, strict=True):
+        adamw.param_groups[0]["lr"] = 0.01 * factor
+        parameter.grad = grad.clone()
+        adamw.step()
+    return parameter.detach()
+
+
+FACTORS = [0.0, 0.5, 1.0, 1.0, 0.3]
+
+
+@pytest.mark.parametrize(("method", "matrices"), [("muon", False), ("adamw", True)])
+def test_what_is_adamw_equals_pytorchs(method: str, matrices: bool) -> None:
+    model = random_model(tiny_shape(num_layers=1, tie_embeddings=False))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = make(model, method=method, weight_decay=0.1)
+    history = []
+    for number, factor in enumerate(FACTORS):
+        history.append(set_gradients(model, seed=number, scale=1e-3))
+        optimizer.step(factor, clip=1.0)
+    for name, parameter in model.named_parameters():
+        hidden = parameter.dim() == 2 and name.startswith("blocks.")
+        if hidden and not matrices:
+            continue
+        grads = [each[name] for each in history]
+        expected = run_adamw(before[name], grads, FACTORS, weight_decay=0.1 if hidden else 0.0)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_muon_decays_the_hidden_matrices_by_their_rate() -> None:
+    model, plain = random_model(tiny_shape()), random_model(tiny_shape())
+    for each, decay in ((model, 0.5), (plain, 0.0)):
+        optimizer = make(each, weight_decay=decay)
+        set_gradients(each, seed=0)
+        optimizer.step(1.0, clip=1.0)
+    start = dict(random_model(tiny_shape()).named_parameters())
+    for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        hidden = one.dim() == 2 and name.startswith("blocks.")
+        lost = 0.02 * 0.5 * start[name] if hidden else torch.zeros(())
+        torch.testing.assert_close(other - one, lost.expand_as(one), rtol=1e-3, atol=1e-6)
+
+
+def test_a_large_gradient_is_clipped_to_the_norm_for_adamw() -> None:
+    model = random_model(tiny_shape(num_layers=1))
+    before = model.norm.weight.detach().clone()
+    history = []
+    optimizer = make(model)
+    for number in range(3):
+        grads = set_gradients(model, seed=number, scale=10.0**number)
+        norm = math.sqrt(sum(float(each.pow(2).sum()) for each in grads.values()))
+        assert optimizer.step(1.0, clip=2.0) == pytest.approx(norm, rel=1e-5)
+        history.append(grads["norm.weight"] * 2.0 / norm)
+    expected = run_adamw(before, history, [1.0] * 3)
+    torch.testing.assert_close(model.norm.weight.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_without_gradient_is_taken_as_zero() -> None:
+    model = random_model(tiny_shape())
+    optimizer = make(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert optimizer.step(1.0, clip=1.0) == 0
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_gradients_are_gone_after_a_step() -> None:
+    model = random_model(tiny_shape())
+    set_gradients(model, seed=0)
+    make(model).step(1.0, clip=1.0)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_bfloat16_parameters_follow_masters_that_gather_what_they_cannot_hold() -> None:
+    model = random_model(tiny_shape()).to(torch.bfloat16)
+    optimizer = make(model, learning_rate=1e-5)
+    before = model.norm.weight.detach().clone()
+    for _ in range(100):
+        set_gradients(model, seed=0)
+        optimizer.step(1.0, clip=1.0)
+    master = optimizer.master["norm.weight"]
+    # A hundred steps of 1e-5: each too small for bfloat16, together not.
+    assert not torch.equal(model.norm.weight, before)
+    assert torch.equal(model.norm.weight, master.bfloat16())
+    assert (master - before.float()).abs().max() == pytest.approx(1e-3, rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["muon", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_restored_state_goes_on_bit_for_bit(method: str, dtype: torch.dtype) -> None:
+    one, other = (random_model(tiny_shape(), seed=seed).to(dtype) for seed in (0, 1))
+    unbroken = make(one, method=method, weight_decay=0.1)
+    for number in range(3):
+        set_gradients(one, seed=number)
+        unbroken.step(1.0, clip=1.0)
+    state = {name: tensor.clone() for name, tensor in unbroken.state().items()}
+    resumed = make(other, method=method, weight_decay=0.1)
+    resumed.load_state(state)
+    for number in range(3, 6):
+        for model, optimizer in ((one, unbroken), (other, resumed)):
+            set_gradients(model, seed=number)
+            optimizer.step(0.7, clip=1.0)
+    for first, second in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(first, second)
+    for name, tensor in unbroken.state().items():
+        assert torch.equal(tensor, resumed.state()[name]), name
+    assert all(isinstance(tensor, Tensor) for tensor in state.values())
+
+
+def test_a_restored_state_is_a_copy() -> None:
+    model = random_model(tiny_shape())
+    optimizer = make(model)
+    set_gradients(model, seed=0)
+    optimizer.step(1.0, clip=1.0)
+    state = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    optimizer.load_state(state)
+    set_gradients(model, seed=1)
+    optimizer.step(1.0, clip=1.0)
+    for name, tensor in state.items():
+        assert torch.equal(tensor, kept[name]), name

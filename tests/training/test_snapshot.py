@@ -1,0 +1,174 @@
+"""Snapshots: whole or absent, and never trusted unseen."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lmloop.training import snapshot as module
+from lmloop.training.snapshot import Position, load_snapshot, save_snapshot
+
+FILES = ("state.safetensors", "seal.json")
+
+
+def tensors(step: int) -> dict[str, Tensor]:
+    return {"master.a": torch.arange(6.0) + step, "adamw.step.a": torch.tensor(float(step))}
+
+
+def save(folder: Path, step: int) -> None:
+    save_snapshot(folder, Position(step=step, elapsed=step / 10 + 0.001), tensors(step))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def loaded_step(folder: Path) -> int | None:
+    """The step of the snapshot that is found, every part of it compared."""
+    found = load_snapshot(folder)
+    if found is None:
+        return None
+    position, state, _ = found
+    assert position.elapsed == position.step / 10 + 0.001
+    assert state.keys() == tensors(0).keys()
+    for name, tensor in tensors(position.step).items():
+        assert torch.equal(state[name], tensor)
+    return position.step
+
+
+def test_a_snapshot_comes_back_as_it_was(tmp_path: Path) -> None:
+    save(tmp_path, 200)
+    assert loaded_step(tmp_path) == 200
+
+
+def test_without_any_there_is_none(tmp_path: Path) -> None:
+    assert load_snapshot(tmp_path) is None
+    assert load_snapshot(tmp_path / "nowhere") is None
+
+
+def test_the_newest_is_found_and_only_two_stay(tmp_path: Path) -> None:
+    for step in (9, 10, 100, 1000):
+        save(tmp_path, step)
+        assert loaded_step(tmp_path) == step
+    assert names(tmp_path) == ["snapshot-00000100", "snapshot-00001000"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_any_flipped_byte_is_seen_and_the_snapshot_before_taken(tmp_path: Path, file: str) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    path = tmp_path / "snapshot-00000002" / file
+    whole = path.read_bytes()
+    missed = []
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        found = load_snapshot(tmp_path)
+        assert found is not None
+        position, _, complaints = found
+        # A flipped blank or line end of the JSON file means the same as before.
+        if position.step == 2:
+            assert file == "seal.json"
+            assert loaded_step(tmp_path) == 2
+            missed.append(chr(whole[place]))
+        else:
+            assert loaded_step(tmp_path) == 1
+            assert len(complaints) == 1
+            assert complaints[0].startswith("snapshot-00000002 is damaged and passed over")
+    assert "".join(missed).strip() == ""
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", None])
+def test_a_file_that_is_missing_or_empty_is_passed_over(
+    tmp_path: Path, file: str, content: bytes | None
+) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    path = tmp_path / "snapshot-00000002" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    assert loaded_step(tmp_path) == 1
+
+
+def test_where_all_are_damaged_there_is_none(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "snapshot-00000001" / "seal.json").unlink()
+    assert load_snapshot(tmp_path) is None
+
+
+def test_a_damaged_snapshot_is_replaced_by_the_next_one_of_its_step(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / "snapshot-00000002" / "state.safetensors").write_bytes(b"damaged")
+    save(tmp_path, 2)
+    assert loaded_step(tmp_path) == 2
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    for left in (".snapshot-00000002.999", ".snapshot-00000002.old.999"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "state.safetensors").write_bytes(b"half")
+    assert loaded_step(tmp_path) == 1
+    save(tmp_path, 2)
+    assert names(tmp_path) == ["snapshot-00000001", "snapshot-00000002"]
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_in_words(tensors: Any, path: Path, **_: Any) -> None:
+    path.write_bytes(b"a beginning")
+    raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("name", "failure"),
+    [("save_file", full_in_words), ("sync", full), ("write_json", full), ("replace_folder", full)],
+)
+def test_a_disk_that_fills_up_during_a_save_leaves_the_snapshots_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, failure: Callable[..., None]
+) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    before = names(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, failure)
+        with pytest.raises((OSError, SafetensorError), match="No space left on device"):
+            save(tmp_path, 3)
+    assert names(tmp_path) == before
+    assert loaded_step(tmp_path) == 2
+    save(tmp_path, 3)
+    assert loaded_step(tmp_path) == 3
+
+
+def test_every_file_is_on_the_disk_before_the_snapshot_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def spy(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    monkeypatch.setattr(
+        module,
+        "replace_folder",
+        lambda folder, final: synced.append("named") or folder.rename(final),
+    )
+    save(tmp_path, 1)
+    until = synced.index("named")
+    assert "state.safetensors" in synced[:until]
+    assert any("seal.json" in name for name in synced[:until])
