@@ -144,7 +144,10 @@ def find_checkpoint(name: str | Path | None, *, home: str | Path | None = None) 
 
 
 def export(name: str | Path | None, folder: str | Path, *, home: str | Path | None = None) -> Path:
-    """Copy a model's folder, verified, to where transformers, vLLM or a hub upload can take it."""
+    """Copy a model's folder, verified, to where transformers, vLLM or a hub upload can take it.
+
+    Raises `ArtifactError` where `folder` exists or cannot be written.
+    """
     source, target = find_checkpoint(name, home=home), Path(folder)
     if target.exists():
         raise ArtifactError(f"{target} exists: name a folder that does not")
@@ -152,8 +155,20 @@ def export(name: str | Path | None, folder: str | Path, *, home: str | Path | No
         open_artifact(source).verify()
     beside = target.with_name(f".{target.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(source, beside)
-    beside.rename(target)
+    try:
+        beside.mkdir(parents=True)
+        # File by file: `copytree` hides what went wrong, a full disk for one, in a list of its own.
+        for file in (path for path in source.rglob("*") if path.is_file()):
+            copy = beside / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        beside.rename(target)
+    except OSError as error:
+        raise ArtifactError(
+            f"{target} cannot be written ({error.strerror}): name another folder"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     return target
 
 
@@ -172,7 +187,7 @@ def serve(
     work(
         folder,
         config or ServeConfig(),
-        model_name=open_artifact(folder).name if known else folder.name,
+        model_name=open_artifact(folder).name if known else folder.resolve().name,
         database=open_database(database_url(home_directory(home))),
         on_ready=on_ready,
     )

@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from lmloop.errors import LmloopError, RecipeError, UsageError
+from lmloop.errors import LmloopError, RecipeError, RequestError, UsageError
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="lmloop",
@@ -42,7 +44,10 @@ Name = Annotated[
     ),
 ]
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
-Port = Annotated[int | None, typer.Option("--port", help="Port to listen on; 0: a free one.")]
+Port = Annotated[
+    int | None,
+    typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: a free one."),
+]
 
 
 class RecipeCommand(TyperCommand):
@@ -222,14 +227,19 @@ def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
     try:
         app()
+    except (UsageError, RequestError) as error:
+        _fail(str(error), UsageError.exit_code)
     except LmloopError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         _fail(f"{error.strerror}: {error.filename or 'while writing'}", UsageError.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was finished stays, the same command goes on from there", 130)
+    except (KeyboardInterrupt, SystemExit) as ending:
+        # Typer makes this code, and no word, of Ctrl-C.
+        if isinstance(ending, SystemExit) and ending.code != INTERRUPTED:
+            raise
+        _fail("interrupted; what is finished stays, and the same command goes on", INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> None:

@@ -51,20 +51,28 @@ class _PlainTask:
         clock: Callable[[], float],
     ) -> None:
         self._progress, self._name, self._total, self._unit = progress, name, total, unit
-        self._clock, self._started, self._shown = clock, clock(), clock()
+        self._clock, self._shown = clock, clock()
+        self._first: tuple[float, float] | None = None
+        """When the first amount was told, and what it was: a resumed run does not begin at 0."""
 
     def update(self, done: float, *, note: str = "") -> None:
         """Print a line if the last one is some seconds old."""
         now = self._clock()
+        self._first = self._first or (now, done)
         if now - self._shown < SECONDS_BETWEEN_LINES:
             return
         self._shown = now
-        if self._total is None:
-            amount = f"{done:,.0f} {self._unit}"
-        else:
-            left = (now - self._started) * (self._total / max(done, 1e-9) - 1)
-            amount = f"{done / self._total:4.0%}, {left:.0f} s left"
+        amount = f"{done:,.0f} {self._unit}".rstrip()
+        if self._total:
+            amount = f"{done / self._total:4.0%}{self._time_left(now, done, self._total)}"
         self._progress.say(f"{self._name}: {amount}  {note}".rstrip())
+
+    def _time_left(self, now: float, done: float, total: float) -> str:
+        assert self._first is not None
+        started, begun = self._first
+        if done <= begun:
+            return ""
+        return f", {(now - started) * (total - done) / (done - begun):.0f} s left"
 
 
 class TerminalProgress(Progress):
@@ -120,7 +128,7 @@ def show_ancestry(ancestor: Ancestor) -> None:
 
     root = Tree(_label(ancestor))
     grow(root, ancestor)
-    Console(highlight=False, soft_wrap=True).print(root)
+    Console(highlight=False).print(root)
 
 
 def _label(node: Ancestor) -> str:

@@ -77,7 +77,7 @@ class Run:
             WatchedLoader(self.shards, self.config, before_step, answers_only=self.answers_only),
             self.config,
             folder=self.folder,
-            validate=lambda model: float(model.embedding.weight.float().norm()),
+            validate=lambda model: model.embedding.weight.detach().float().norm().item(),
             clock=clock or make_clock(),
             progress=self.said,
             name="test",

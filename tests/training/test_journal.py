@@ -17,6 +17,10 @@ def write(path: Path, count: int) -> None:
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, count + 1)))
 
 
+def path_of(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
+
+
 def steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
@@ -75,10 +79,10 @@ def test_what_is_kept_is_never_written_again(
 def test_syncing_brings_the_file_to_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(path_of(fd)))
     journal = Journal(tmp_path / "journal.jsonl", steps=0)
     journal.append({"step": 1})
     journal.sync()
     journal.close()
-    assert synced == [str(tmp_path / "journal.jsonl")]
+    assert synced == [tmp_path / "journal.jsonl"]

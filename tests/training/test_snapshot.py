@@ -159,7 +159,7 @@ def test_every_file_is_on_the_disk_before_the_snapshot_has_its_name(
     real = os.fsync
 
     def spy(descriptor: int) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", spy)

@@ -31,6 +31,8 @@ from lmloop.tokens.chat import ChatTemplate
 LONGEST_REPLY = 0.25
 """Replies longer than this share of the model's context are no candidates: contexts need room."""
 REPLIES_AT_ONCE = 64
+SIZE_STEP = 256
+"""Numbers of tokens in a forward are multiples of this."""
 SCORINGS = ("gain", "mean", "total")
 """Ways to rank candidates, the headline first; see `Ranking.hits`."""
 _NOTHING_SAID = (Turn("user", ""),)
@@ -223,13 +225,22 @@ def score_replies(
         tokens += reply[:-1]
         positions += range(len(context), len(context) + len(reply) - 1)
         branches += [branch] * (len(reply) - 1)
-    dtype = model.embedding.weight.dtype
-    view = _Branches(torch.tensor(branches), torch.tensor(positions), dtype=dtype)
-    hidden = model.encode(torch.tensor(tokens), torch.tensor(positions), view)[rows]
-    targets = torch.tensor([token for reply in replies for token in reply])
-    nats = token_nats(model, hidden, targets).double().numpy()
+    targets = [token for reply in replies for token in reply]
+    view = _Branches(
+        _rounded(branches, fill=-1), _rounded(positions), dtype=model.embedding.weight.dtype
+    )
+    hidden = model.encode(_rounded(tokens), _rounded(positions), view)[_rounded(rows)]
+    nats = token_nats(model, hidden, _rounded(targets))[: len(targets)].double().numpy()
     ends = np.cumsum([len(reply) for reply in replies])[:-1]
     return np.array([-part.sum() for part in np.split(nats, ends)])
+
+
+def _rounded(values: list[int], *, fill: int = 0) -> Tensor:
+    """The values and, up to the next multiple of `SIZE_STEP`, the filler; int64.
+
+    The CPU library writes a new kernel for each new size, which takes longer than using it.
+    """
+    return torch.tensor(values + [fill] * (-len(values) % SIZE_STEP))
 
 
 class _Branches:

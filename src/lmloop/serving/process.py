@@ -43,7 +43,7 @@ class EngineSpec:
     """Sequences that may run or wait at once."""
     start_seconds: float = 600.0
     """Longest time from start to ready."""
-    silence_seconds: float = 20.0
+    silence_seconds: float = 60.0
     """Longest time without a sign of life, once ready; then the process is killed."""
 
 
@@ -209,6 +209,7 @@ class EngineProcess:
             raise RuntimeError("spawn() comes first")
         words = asyncio.create_task(self._keep_last_words(process.stderr))
         texts = asyncio.create_task(asyncio.to_thread(self.spec.open_texts))
+        texts.add_done_callback(_note_error)
         try:
             await self._follow(process.stdout, texts)
         finally:
@@ -318,6 +319,12 @@ async def _finish(task: asyncio.Task[None]) -> None:
             cancelled = True
     if cancelled:
         raise asyncio.CancelledError
+
+
+def _note_error(task: asyncio.Task[Texts]) -> None:
+    """Keep asyncio from complaining where the worker has failed first, for the same reason."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _request_error(message: Mapping[str, Any]) -> RequestError:

@@ -47,7 +47,8 @@ class _ChunkedCrossEntropy(Function):
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats (fp32 scalar) of hidden [N, D] · weight [V, D]ᵀ against [N].
 
-    Of no targets it is 0: a batch of fine-tuning may hold no answer.
+    Of no targets it is 0: a batch of fine-tuning may hold no answer. A target whose probability is
+    less than fp32 can hold counts as 85 nats; its gradient is exact.
     """
     result: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return result

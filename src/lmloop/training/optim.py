@@ -15,14 +15,17 @@ from torch import Tensor
 from lmloop.model.transformer import Transformer
 
 # Coefficients of five quintic steps towards the polar factor, each optimal for what the one before
-# leaves. Source: Amsel et al. 2025, The Polar Express, algorithm 1.
-POLAR_EXPRESS = (
+# leaves. Source: Amsel et al. 2025, The Polar Express, algorithm 1; like there, each is flattened a
+# little, or a singular value that bfloat16 has rounded to just above 1 would grow without end.
+_FLATTER = 1.01
+_OPTIMAL = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
+POLAR_EXPRESS = tuple((a / _FLATTER, b / _FLATTER**3, c / _FLATTER**5) for a, b, c in _OPTIMAL)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -95,7 +98,7 @@ class Optimizer:
             for name, p in self._parameters.items()
         }
         norms = torch._foreach_norm(list(grads.values()), dtype=torch.float32)
-        norm = torch.stack(norms).norm().item()
+        norm = float(torch.stack(norms).norm())
         self._step_matrices(grads, factor)
         shrink = min(1.0, clip / (norm + 1e-12))
         for name in self._rest:

@@ -1,0 +1,237 @@
+"""Pre-training and fine-tuning from shards to a checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from lmloop.errors import CorpusError, TokenizerError, TrainingError
+from lmloop.inference.load import load
+from lmloop.model.hardware import fast_dtype
+from lmloop.progress import Silent
+from lmloop.records import Document, Record
+from lmloop.sections import FinetuneConfig, ModelSection, PretrainConfig, TokenizeConfig
+from lmloop.tokens.tokenize import tokenize
+from lmloop.training import recipes
+from lmloop.training.recipes import decoder_config, finetune, pretrain
+
+from ..conftest import CONTEXT_LENGTH, VOCAB_SIZE
+from .conftest import make_clock
+
+SHAPE = ModelSection(
+    num_layers=1,
+    hidden_size=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    intermediate_size=24,
+    context_length=CONTEXT_LENGTH,
+)
+SIZES: dict[str, Any] = {"batch_tokens": 64, "row_tokens": 32, "precision": "float32"}
+
+
+class Place(NamedTuple):
+    """Where one stage writes."""
+
+    folder: Path
+    run: Path
+
+
+@pytest.fixture
+def make_place(tmp_path: Path) -> Callable[[str], Place]:
+    def make(name: str) -> Place:
+        (tmp_path / name).mkdir()
+        return Place(tmp_path / name, tmp_path / "runs" / name)
+
+    return make
+
+
+def run_pretrain(shards: Path, place: Place, **changes: Any) -> dict[str, Any]:
+    return pretrain(
+        PretrainConfig(**(SIZES | {"steps": 6} | changes)),
+        SHAPE,
+        shards=shards,
+        folder=place.folder,
+        run=place.run,
+        seed=0,
+        validate=lambda model: 2.5,
+        clock=make_clock(),
+        progress=Silent(),
+    )
+
+
+def run_finetune(shards: Path, base: Path, place: Place, **changes: Any) -> dict[str, Any]:
+    return finetune(
+        FinetuneConfig(**(SIZES | {"steps": 6} | changes)),
+        base=base,
+        shards=shards,
+        folder=place.folder,
+        run=place.run,
+        seed=0,
+        validate=lambda model: 2.5,
+        clock=make_clock(),
+        progress=Silent(),
+    )
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_pretrained_folder_is_whole(
+    shards_folder: Path, make_place: Callable[[str], Place]
+) -> None:
+    place = make_place("base")
+    counts = run_pretrain(shards_folder, place)
+    assert sorted(path.name for path in place.folder.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "journal.jsonl",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    model = load(place.folder, dtype=torch.float32)
+    assert model.config == decoder_config(SHAPE, vocab_size=VOCAB_SIZE)
+    assert model.template.encode([]) == [0, 4]
+    assert counts["parameters"] == sum(each.numel() for each in model.transformer.parameters())
+    assert (counts["steps"], counts["tokens"], counts["precision"]) == (6, 384, "float32")
+    assert counts["validation_bits_per_byte"] == 2.5
+    assert json.dumps(counts, allow_nan=False)
+    journal = (place.folder / "journal.jsonl").read_text("utf-8").splitlines()
+    assert len(journal) == 6
+
+
+def test_the_same_seed_gives_the_same_bytes(
+    shards_folder: Path, make_place: Callable[[str], Place]
+) -> None:
+    one, two = make_place("one"), make_place("two")
+    for place in (one, two):
+        run_pretrain(shards_folder, place)
+    assert weights(one.folder) == weights(two.folder)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16", "float32"])
+def test_the_weights_have_the_precision_asked_for(
+    shards_folder: Path, make_place: Callable[[str], Place], precision: str
+) -> None:
+    counts = run_pretrain(shards_folder, make_place("base"), steps=1, precision=precision)
+    expected = str(fast_dtype()).removeprefix("torch.") if precision == "auto" else precision
+    assert counts["precision"] == expected
+
+
+def test_fine_tuning_goes_on_from_the_base_and_leaves_it_as_it_was(
+    shards_folder: Path, make_place: Callable[[str], Place]
+) -> None:
+    base, chat = make_place("base"), make_place("chat")
+    run_pretrain(shards_folder, base)
+    before = weights(base.folder)
+    run_finetune(shards_folder, base.folder, chat, learning_rate=1e-9, matrix_learning_rate=1e-9)
+    assert weights(base.folder) == before
+    first, second = (load(place.folder, dtype=torch.float32) for place in (base, chat))
+    tokens = torch.arange(10)[None]
+    torch.testing.assert_close(first(tokens), second(tokens), rtol=1e-3, atol=1e-4)
+    assert weights(chat.folder) != before
+
+
+def test_fine_tuning_learns_the_answers(
+    shards_folder: Path, make_place: Callable[[str], Place]
+) -> None:
+    base, chat = make_place("base"), make_place("chat")
+    run_pretrain(shards_folder, base)
+    run_finetune(shards_folder, base.folder, chat, steps=40, batch_tokens=256)
+    losses = [
+        json.loads(line)["loss"]
+        for line in (chat.folder / "journal.jsonl").read_text("utf-8").splitlines()
+    ]
+    assert sum(losses[-5:]) / 5 < losses[0] - 1
+
+
+def test_fine_tuning_refuses_a_corpus_without_answers(
+    splits: dict[str, list[Record]],
+    shards_folder: Path,
+    make_place: Callable[[str], Place],
+    tmp_path: Path,
+) -> None:
+    plain: list[Record] = [
+        Document("d", turn.content, 9)
+        for each in splits["train"]
+        for turn in each.turns  # type: ignore[union-attr]
+    ]
+    shards = tmp_path / "plain"
+    shards.mkdir()
+    tokenize(
+        TokenizeConfig(vocab_size=VOCAB_SIZE),
+        lambda split: plain,
+        shards,
+        context_length=CONTEXT_LENGTH,
+        progress=Silent(),
+    )
+    base, chat = make_place("base"), make_place("chat")
+    run_pretrain(shards, base, steps=1)
+    with pytest.raises(CorpusError, match="no assistant's answers to learn from"):
+        run_finetune(shards, base.folder, chat)
+    assert list(chat.folder.iterdir()) == []
+    assert not chat.run.exists()
+
+
+def test_fine_tuning_refuses_a_template_whose_stop_is_not_learnt(
+    shards_folder: Path, make_place: Callable[[str], Place], tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(shards_folder, shards)
+    path = shards / "tokenizer_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["chat_template"] = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    path.write_text(json.dumps(config))
+    base, chat = make_place("base"), make_place("chat")
+    run_pretrain(shards, base, steps=1)
+    with pytest.raises(TokenizerError, match="never learn to stop"):
+        run_finetune(shards, base.folder, chat)
+    assert not chat.run.exists()
+
+
+@pytest.mark.parametrize("runs_exist", [True, False])
+def test_a_disk_without_room_for_the_snapshots_is_told_before_the_first_step(
+    shards_folder: Path,
+    make_place: Callable[[str], Place],
+    monkeypatch: pytest.MonkeyPatch,
+    runs_exist: bool,
+) -> None:
+    place, asked = make_place("base"), []
+    if runs_exist:
+        place.run.parent.mkdir()
+
+    class Usage(NamedTuple):
+        free: int = 1000
+
+    monkeypatch.setattr(recipes.shutil, "disk_usage", lambda path: asked.append(path) or Usage())
+    with pytest.raises(TrainingError, match=r"snapshots need .* and the disk has 0 MB free"):
+        run_pretrain(shards_folder, place)
+    # The disk of the home, whether or not there has been a run in it before.
+    assert asked == [place.run.parent if runs_exist else place.run.parent.parent]
+    assert not place.run.exists()
+    assert list(place.folder.iterdir()) == []
+
+
+def test_a_split_shorter_than_a_row_is_refused(
+    splits: dict[str, list[Record]], make_place: Callable[[str], Place], tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    text = "".join(chr(0x4E00 + number) for number in range(300))
+    tokenize(
+        TokenizeConfig(vocab_size=300),
+        lambda split: [Document("d", text, 900), Document("e", text, 900)],
+        shards,
+        context_length=CONTEXT_LENGTH,
+        progress=Silent(),
+    )
+    with pytest.raises(CorpusError, match="fewer than one row"):
+        run_pretrain(shards, make_place("base"), batch_tokens=1 << 13, row_tokens=1 << 13)
