@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from lmloop.inference.load import LoadedModel
     from lmloop.model.config import DecoderConfig
     from lmloop.model.transformer import Transformer
+    from lmloop.pipeline import Made
 
 VOCAB_SIZE = 340
 CONTEXT_LENGTH = 64
@@ -53,6 +55,67 @@ def write_jsonl(path: Path, conversations: Iterable[Conversation]) -> Path:
     )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+RECIPE = """
+name = "tiny"
+
+[prepare]
+sources = ["{source}"]
+near_duplicate_similarity = "none"
+validation_share = 0.1
+heldout_share = 0.1
+
+[tokenize]
+vocab_size = 340
+
+[model]
+num_layers = 1
+hidden_size = 16
+num_heads = 2
+num_kv_heads = 1
+head_dim = 8
+intermediate_size = 24
+context_length = 64
+
+[pretrain]
+steps = 12
+batch_tokens = 64
+row_tokens = 32
+save_every = 5
+validate_every = 6
+
+[finetune]
+steps = 6
+batch_tokens = 64
+row_tokens = 32
+
+[evaluate]
+candidates = 3
+ranking_questions = 4
+openers = 4
+max_tokens = 8
+
+[compress]
+max_loss = 1.0
+"""
+
+
+def write_recipe(folder: Path) -> Path:
+    """A recipe whose every stage takes a moment, with the conversations it reads."""
+    source = write_jsonl(folder / "talks.jsonl", make_conversations(150, seed=9))
+    recipe = folder / "tiny.toml"
+    recipe.write_text(RECIPE.format(source=source), encoding="utf-8")
+    return recipe
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A recipe that was walked to its end, and its home. Read only."""
+
+    recipe: Path
+    home: Path
+    made: Made
 
 
 def random_model(config: DecoderConfig, *, seed: int = 0) -> Transformer:
@@ -140,3 +203,16 @@ def loaded(model_folder: Path) -> LoadedModel:
     from lmloop.inference.load import load
 
     return load(model_folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Walked:
+    """All stages of the tiny recipe, made in this process."""
+    import lmloop
+
+    folder = tmp_path_factory.mktemp("walked")
+    recipe, home = write_recipe(folder), folder / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        # What it changes in a process cannot be taken back.
+        patch.setattr("lmloop.stages._tune", lambda: None)
+        return Walked(recipe, home, lmloop.run(recipe, home=home))

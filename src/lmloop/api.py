@@ -19,7 +19,7 @@ from lmloop.sections import ServeConfig
 from lmloop.store.artifact import MANIFEST, Artifact, ArtifactStore, open_artifact
 from lmloop.store.database import database_url, open_database
 from lmloop.store.lineage import Ancestor, trace
-from lmloop.store.registry import find_live
+from lmloop.store.registry import find_live, get_alias
 
 if TYPE_CHECKING:
     from lmloop.inference.engine import Answer
@@ -92,7 +92,20 @@ def find(name: str | Path | None = None, *, home: str | Path | None = None) -> A
 
 def show(name: str | Path | None = None, *, home: str | Path | None = None) -> Ancestor:
     """The ancestry of an artifact, from what is served back to the raw files."""
-    return trace(find(name, home=home), ArtifactStore(home_directory(home)))
+    where = home_directory(home)
+    artifact = find(name, home=home)
+    tree = trace(artifact, ArtifactStore(where))
+    if not where.is_dir():
+        return tree
+    database = open_database(database_url(where))
+    try:
+        with database.connect() as connection:
+            live = get_alias(connection, artifact.name, "live")
+    finally:
+        database.dispose()
+    if live is None or live["path"] != str(artifact.path):
+        return tree
+    return Ancestor(f"live model {artifact.name}", f"generation {live['generation']}", (tree,))
 
 
 def plan(recipe: str | Path, **overrides: Any) -> Plan:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmloop.progress import Progress, Task
@@ -118,13 +119,19 @@ class _TerminalTask:
 
 
 def show_ancestry(ancestor: Ancestor) -> None:
-    """Print the tree from an artifact back to its raw files."""
+    """Print the tree from an artifact back to its raw files; what is drawn once is then named."""
     from rich.console import Console
     from rich.tree import Tree
 
+    drawn: set[Ancestor] = set()
+
     def grow(tree: Tree, node: Ancestor) -> None:
         for parent in node.parents:
-            grow(tree.add(_label(parent)), parent)
+            if parent.parents and parent in drawn:
+                tree.add(_label(replace(parent, detail="see above")))
+            else:
+                drawn.add(parent)
+                grow(tree.add(_label(parent)), parent)
 
     root = Tree(_label(ancestor))
     grow(root, ancestor)

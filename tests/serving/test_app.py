@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from starlette.testclient import TestClient
 
 from lmloop.serving.app import GRACE_SECONDS, WEB_FOLDER, create_app, create_http_server
 from lmloop.serving.router import Router
@@ -132,18 +132,37 @@ def service(tmp_path: Path) -> Any:
     database.dispose()
 
 
+def fetch(app: FastAPI, path: str) -> tuple[int, bytes]:
+    """Status and body of a GET, without a socket."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+    }
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+
+
 def test_a_page_folder_of_ones_own_can_be_served(service: Service, tmp_path: Path) -> None:
     (tmp_path / "web" / "deep").mkdir(parents=True)
     (tmp_path / "web" / "index.html").write_text("<p>mine</p>")
     (tmp_path / "web" / "deep" / "a.css").write_text("p {}")
     (tmp_path / "secret").write_text("no")
-    client = TestClient(
-        create_app(service, web_folder=tmp_path / "web"), base_url="http://localhost"
-    )
-    assert client.get("/").text == "<p>mine</p>"
-    assert client.get("/deep/a.css").text == "p {}"
-    assert client.get("/secret").status_code == 404
-    assert client.get("/deep/").status_code == 404
+    app = create_app(service, web_folder=tmp_path / "web")
+    assert fetch(app, "/") == (200, b"<p>mine</p>")
+    assert fetch(app, "/deep/a.css") == (200, b"p {}")
+    for path in ("/secret", "/../secret", "/deep", "/deep/"):
+        assert fetch(app, path)[0] == 404
 
 
 def test_the_http_server_leaves_signals_and_proxies_alone(service: Service) -> None:

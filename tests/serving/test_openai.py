@@ -158,11 +158,14 @@ def test_an_error_of_the_engine_before_the_first_token_is_a_plain_status(server:
     assert server.chat().status == 200
 
 
-def test_a_failed_step_is_an_error_and_the_server_goes_on(server: Server) -> None:
+def test_a_failed_step_is_an_error_in_the_log_and_the_server_goes_on(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     reply = server.chat("explode")
     assert reply.status == 500
     assert b"secret" not in reply.body
     assert server.chat().status == 200
+    wait_until(lambda: "ArithmeticError: secret of the step" in caplog.text)
 
 
 def test_unknown_fields_are_accepted_and_named_in_a_header(server: Server) -> None:

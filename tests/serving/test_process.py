@@ -108,7 +108,7 @@ def test_a_killed_engine_is_noticed_at_once_and_fails_what_is_under_way(tmp_path
             assert (caught.value.status, caught.value.code) == (503, "engine_lost")
             assert engine.in_flight == 0
             await end_of(engine)
-            assert engine.failure == "it ended with exit code -9: " + engine.failure[28:]
+            assert engine.failure.startswith("it ended with exit code -9")
 
     asyncio.run(scenario())
 

@@ -59,7 +59,7 @@ def render_markdown(report: Report) -> str:
     lines = [
         "# Evaluation",
         "",
-        *_facts(report),
+        *(f"- {_plain(fact)}" for fact in _facts(report)),
         "",
         "| figure | value | base | compare | what it says |",
         "|---|---|---|---|---|",
@@ -79,7 +79,7 @@ def render_html(report: Report) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
-        facts=[line.removeprefix("- ") for line in _facts(report)],
+        facts=_facts(report),
         rows=[(metric, *_cells(metric)) for metric in report.metrics],
         exchanges=report.exchanges[:SHOWN],
         total=len(report.exchanges),
@@ -88,20 +88,20 @@ def render_html(report: Report) -> str:
 
 
 def _facts(report: Report) -> list[str]:
-    """The facts as list items."""
+    """How it was measured, a line each."""
     facts, curves = report.facts, report.curves
     model, heldout, arithmetic = facts["model"], facts["heldout"], facts["arithmetic"]
     return [
-        f"- model {model['fingerprint'][:12]}: {model['parameters'] / 1e6:.2f} million parameters, "
+        f"model {model['fingerprint'][:12]}: {model['parameters'] / 1e6:.2f} million parameters, "
         f"context {model['context_length']} tokens",
-        f"- held-out text: {heldout['documents']} documents, {heldout['tokens']} tokens, "
+        f"held-out text: {heldout['documents']} documents, {heldout['tokens']} tokens, "
         f"{heldout['raw_bytes']} bytes",
-        f"- arithmetic: {arithmetic['dtype']}; on the first {arithmetic['documents_checked']} "
+        f"arithmetic: {arithmetic['dtype']}; on the first {arithmetic['documents_checked']} "
         f"documents float32 differs by {abs(arithmetic['bits_per_byte_minus_float32']):.6f} bits "
         "per byte",
-        f"- seed {facts['seed']}",
-        *(f"- {line}" for line in _other_scorings(facts["ranking"])),
-        *(f"- {line}" for line in map(_summarise, curves)),
+        f"seed {facts['seed']}",
+        *_other_scorings(facts["ranking"]),
+        *map(_summarise, curves),
     ]
 
 

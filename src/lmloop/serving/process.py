@@ -7,7 +7,6 @@ pieces arrive as the engine makes them, and the news at once when the process is
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import json
 import logging
@@ -23,10 +22,8 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES = 1 << 24
 """Longest line of the protocol; one message carries one step's text of a whole batch."""
-LAST_WORDS = 20
-"""Lines of a worker's stderr that are kept to say why it ended."""
 LAST_WORDS_SECONDS = 1.0
-"""How long they are waited for once it has."""
+"""How long the rest of a worker's stderr is waited for once it has ended."""
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +145,7 @@ class EngineProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._generations: dict[int, Generation] = {}
         self._next_serial = 0
-        self._last_words: collections.deque[str] = collections.deque(maxlen=LAST_WORDS)
+        self._last_words = ""
 
     @property
     def texts(self) -> Texts:
@@ -290,14 +287,13 @@ class EngineProcess:
         if self.failure == "it ended":
             self.failure = f"it ended with exit code {return_code}"
             if self._last_words:
-                self.failure += f": {self._last_words[-1]}"
-        for line in self._last_words:
-            logger.warning("engine: %s", line)
+                self.failure += f": {self._last_words}"
 
     async def _keep_last_words(self, stderr: asyncio.StreamReader) -> None:
         with contextlib.suppress(ValueError):
             while line := await stderr.readline():
-                self._last_words.append(line.decode("utf-8", "replace").rstrip()[:1000])
+                self._last_words = line.decode("utf-8", "replace").rstrip()[:1000]
+                logger.warning("engine: %s", self._last_words)
 
 
 async def _reap(process: asyncio.subprocess.Process, words: asyncio.Task[None]) -> None:

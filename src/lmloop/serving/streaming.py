@@ -38,7 +38,7 @@ async def until_gone(receive: Receive, work: Coroutine[None, None, Result]) -> R
         for each in (task, watch):
             each.cancel()
         # Cancelled work gives its places back before anybody goes on.
-        await asyncio.wait({task, watch})
+        await asyncio.gather(task, watch, return_exceptions=True)
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -1,0 +1,86 @@
+"""Decoding speed by a clock that the test turns: what is timed, what is counted, what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lmloop.compression.speed import compare_speed, decode_speed
+from lmloop.inference.engine import Engine
+from lmloop.inference.load import LoadedModel
+from lmloop.progress import Silent
+
+from ..conftest import random_model
+
+PROMPT = [0, 3, 5, 6]
+
+
+class Clock:
+    """Moves on by one second with each step of any engine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps = 0
+        step = Engine.step
+
+        def counted(engine: Engine) -> object:
+            self.steps += 1
+            return step(engine)
+
+        monkeypatch.setattr(Engine, "step", counted)
+
+    def __call__(self) -> float:
+        return float(self.steps)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    return Clock(monkeypatch)
+
+
+@pytest.mark.parametrize("streams", [1, 16])
+def test_a_step_gives_each_stream_a_token(loaded: LoadedModel, clock: Clock, streams: int) -> None:
+    speed = decode_speed(loaded, PROMPT, streams=streams, clock=clock, steps=10)
+    assert speed == streams
+    # One step more read the prompts, and its time does not count.
+    assert clock.steps == 11
+
+
+def test_answers_that_fill_the_context_are_begun_again(loaded: LoadedModel, clock: Clock) -> None:
+    steps = 2 * loaded.config.context_length
+    assert decode_speed(loaded, PROMPT, streams=2, clock=clock, steps=steps) == 2.0
+    # 64 positions less 4 of the prompt: 60 tokens, the first of them by the step that reads it.
+    assert clock.steps == steps + 3
+
+
+def test_a_long_prompt_is_cut_so_that_one_step_reads_all(loaded: LoadedModel, clock: Clock) -> None:
+    assert decode_speed(loaded, [5] * 60, streams=16, clock=clock, steps=4) == 16.0
+    assert clock.steps == 5
+
+
+def test_a_model_that_says_nothing_has_no_speed(loaded: LoadedModel, clock: Clock) -> None:
+    silent = random_model(loaded.config)
+    with torch.no_grad():
+        # All logits are zero then, and the first of the vocabulary is the document token.
+        silent.norm.weight.zero_()
+    model = replace(loaded, transformer=silent)
+    assert decode_speed(model, PROMPT, streams=2, clock=clock, steps=5) is None
+    speeds = compare_speed(loaded, model, PROMPT, clock=clock, progress=Silent(), rounds=1)
+    assert speeds == {"1": {"before": 1.0, "after": None}, "16": {"before": 16.0, "after": None}}
+
+
+def test_models_are_measured_in_turns(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(loaded)
+    turns: list[tuple[str, int]] = []
+    speeds = iter([1.0, 20.0, 3.0, 10.0, 2.0, 30.0] * 2)
+
+    def measured(model: LoadedModel, prompt: object, *, streams: int, clock: object) -> float:
+        turns.append(("before" if model is loaded else "after", streams))
+        return next(speeds)
+
+    monkeypatch.setattr("lmloop.compression.speed.decode_speed", measured)
+    found = compare_speed(loaded, other, PROMPT, clock=lambda: 0.0, progress=Silent(), rounds=3)
+    assert turns == [("before", 1), ("after", 1)] * 3 + [("before", 16), ("after", 16)] * 3
+    assert found == {"1": {"before": 2.0, "after": 20.0}, "16": {"before": 2.0, "after": 20.0}}

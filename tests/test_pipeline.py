@@ -1,0 +1,283 @@
+"""The walk through a recipe, on stages that write a word each."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmloop import pipeline
+from lmloop.config import build_recipe
+from lmloop.errors import ArtifactError, BusyError, CompressionError, DiskFullError
+from lmloop.pipeline import Made, code_version, make, walk
+from lmloop.progress import Silent
+from lmloop.sections import Recipe
+from lmloop.stages import STAGES, Inputs, Stage, Workshop
+from lmloop.store.artifact import Artifact, ArtifactStore
+from lmloop.store.database import database_url, open_database
+from lmloop.store.registry import find_live
+
+
+class WordStage(Stage):
+    """A stage whose only file tells its settings; the first one reads a source by name."""
+
+    def sources(self, recipe: Recipe) -> list[dict[str, str]]:
+        if self.needs:
+            return []
+        source = recipe.prepare.sources[0]
+        return [{"kind": "raw", "source": source, "fingerprint": source * 8}]
+
+
+@dataclass
+class House:
+    """The six stages of the way with their work replaced, and what was done."""
+
+    home: Path
+    worked: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    during: dict[str, Callable[[Path, Path], object]] = field(default_factory=dict)
+    """What else a stage does, given its folder and the folder of its run."""
+
+    def stages(self) -> dict[str, Stage]:
+        return {
+            name: WordStage(
+                name=name,
+                kind=stage.kind,
+                needs=stage.needs,
+                sections=stage.sections,
+                work=self._work(name),
+                numeric=False,
+            )
+            for name, stage in STAGES.items()
+        }
+
+    def _work(self, name: str) -> Callable[..., Mapping[str, Any]]:
+        def work(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+            self.worked.append(name)
+            assert set(inputs) == set(STAGES[name].needs)
+            settings = STAGES[name].settings(shop.recipe)
+            words = [artifact.fingerprint for artifact in inputs.values()]
+            (folder / "word.txt").write_text(json.dumps([name, settings, words]))
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "state").write_text("half")
+            if name in self.during:
+                self.during[name](folder, run)
+            return {"words": 1}
+
+        return work
+
+    def walk(self, *, until: str | None = None, name: str = "tiny", **changes: Any) -> Made:
+        self.worked.clear()
+        self.said.clear()
+        progress = Silent()
+        progress.say = self.said.append  # type: ignore[method-assign]
+        data = {"name": name, "prepare": {"sources": ["a" * 8]}}
+        overrides = {key.replace("__", "."): value for key, value in changes.items()}
+        recipe = build_recipe(data, overrides)
+        return walk(recipe, home=self.home, until=until, progress=progress)
+
+    def artifacts(self) -> list[str]:
+        return sorted(path.name for path in (self.home / "artifacts").iterdir())
+
+    def live(self, name: str = "tiny") -> str:
+        database = open_database(database_url(self.home))
+        try:
+            return str(find_live(database, name)["fingerprint"])
+        finally:
+            database.dispose()
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    house = House(tmp_path / "home")
+    monkeypatch.setattr(pipeline, "STAGES", house.stages())
+    return house
+
+
+ALL = ["prepare", "tokenize", "pretrain", "finetune", "evaluate", "compress"]
+
+
+def test_a_walk_makes_every_stage_once_and_the_last_model_live(house: House) -> None:
+    made = house.walk()
+    assert house.worked == ALL
+    assert made.live == made.artifacts["compress"]
+    assert house.live() == made.artifacts["compress"].fingerprint
+    assert len(house.artifacts()) == 6
+
+
+def test_a_second_walk_makes_nothing(house: House) -> None:
+    first, second = house.walk(), house.walk()
+    assert house.worked == []
+    assert second == first
+    assert house.said == [f"{name}: already made, {second.artifacts[name]}" for name in ALL]
+
+
+@pytest.mark.parametrize(
+    ("until", "worked"),
+    [
+        ("prepare", ["prepare"]),
+        ("pretrain", ["prepare", "tokenize", "pretrain"]),
+        ("evaluate", ALL[:5]),
+        ("compress", ["prepare", "tokenize", "pretrain", "finetune", "compress"]),
+    ],
+)
+def test_asking_for_a_stage_makes_what_it_needs_and_no_more(
+    house: House, until: str, worked: list[str]
+) -> None:
+    made = house.walk(until=until)
+    assert house.worked == worked
+    assert (list(made.artifacts), made.live) == (worked, None)
+    with pytest.raises(ArtifactError, match="no live model called tiny"):
+        house.live()
+
+
+@pytest.mark.parametrize(
+    ("change", "worked"),
+    [
+        ({"seed": 5}, ALL),
+        ({"prepare__min_turns": 3}, ALL),
+        ({"prepare__sources": ["b" * 8]}, ALL),
+        ({"tokenize__vocab_size": 500}, ALL[1:]),
+        ({"model__num_layers": 2}, ALL[1:]),
+        ({"pretrain__steps": 7}, ALL[2:]),
+        ({"finetune__steps": 7}, ALL[3:]),
+        ({"evaluate__openers": 7}, ["evaluate"]),
+        ({"compress__max_loss": 0.5}, ["compress"]),
+        ({"serve__port": 9}, []),
+        ({"name": "other"}, []),
+    ],
+)
+def test_a_change_makes_again_what_depends_on_it_and_no_more(
+    house: House, change: dict[str, Any], worked: list[str]
+) -> None:
+    house.walk()
+    house.walk(**change)
+    assert house.worked == worked
+
+
+def test_a_stage_whose_input_came_out_the_same_is_not_made_again(house: House) -> None:
+    def write_always_the_same(folder: Path, run: Path) -> None:
+        (folder / "word.txt").write_text("the same")
+
+    house.during["tokenize"] = write_always_the_same
+    house.walk()
+    house.walk(tokenize__vocab_size=500)
+    assert house.worked == ["tokenize"]
+
+
+def test_another_name_shares_the_artifacts_and_has_a_live_model_of_its_own(house: House) -> None:
+    first = house.walk()
+    second = house.walk(name="other")
+    assert second.live == first.live
+    assert house.live("other") == house.live("tiny")
+
+
+def test_the_manifest_says_what_it_was_made_from_and_how(house: House) -> None:
+    made = house.walk().artifacts
+    prepared, tuned = made["prepare"], made["finetune"]
+    assert prepared.made_from == ({"kind": "raw", "source": "a" * 8, "fingerprint": "a" * 64},)
+    assert [origin["fingerprint"] for origin in tuned.made_from] == [
+        made["tokenize"].fingerprint,
+        made["pretrain"].fingerprint,
+    ]
+    assert [origin["kind"] for origin in tuned.made_from] == ["shards", "checkpoint"]
+    assert (tuned.kind, tuned.stage, tuned.name) == ("checkpoint", "finetune", "tiny")
+    assert set(tuned.settings) == {"finetune", "seed"}
+    assert tuned.counts["words"] == 1
+    assert tuned.counts["stage_seconds"] >= 0
+    assert tuned.code_version == code_version()
+    assert {"python", "machine"} <= tuned.environment.keys()
+
+
+def test_a_stage_that_fails_leaves_what_was_before_it_and_its_state(house: House) -> None:
+    def fail(folder: Path, run: Path) -> None:
+        raise ValueError("broken")
+
+    house.during["pretrain"] = fail
+    with pytest.raises(ValueError, match="broken"):
+        house.walk()
+    assert [name.split("-")[0] for name in house.artifacts()] == ["prepare", "tokenize"]
+    (run,) = (house.home / "runs").iterdir()
+    assert run.name.startswith("pretrain-")
+    assert (run / "state").read_text() == "half"
+
+
+def test_state_of_a_run_is_given_up_when_its_result_is_safe(house: House) -> None:
+    house.walk()
+    assert list((house.home / "runs").iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_told_and_leaves_no_part(house: House) -> None:
+    def fill(folder: Path, run: Path) -> None:
+        (folder / "large").write_text("half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    house.during["tokenize"] = fill
+    with pytest.raises(DiskFullError, match="no space is left"):
+        house.walk()
+    assert [name.split("-")[0] for name in house.artifacts()] == ["prepare"]
+
+
+def test_an_input_with_a_flipped_byte_is_refused_before_any_work(house: House) -> None:
+    made = house.walk(until="tokenize").artifacts
+    path = made["tokenize"].path / "word.txt"
+    path.write_text(path.read_text().replace("tokenize", "tokenise"))
+    with pytest.raises(ArtifactError, match=r"word\.txt changed since it was written"):
+        house.walk()
+    assert house.worked == []
+
+
+def test_a_compression_that_is_refused_is_said_and_the_model_before_it_goes_live(
+    house: House,
+) -> None:
+    def refuse(folder: Path, run: Path) -> None:
+        raise CompressionError("bits per byte would rise by 9 %")
+
+    house.during["compress"] = refuse
+    made = house.walk()
+    assert made.live == made.artifacts["finetune"]
+    assert house.live() == made.artifacts["finetune"].fingerprint
+    assert "not compressed: bits per byte would rise by 9 %" in house.said
+    with pytest.raises(CompressionError):
+        house.walk(until="compress")
+
+
+def test_what_another_process_is_making_is_refused(house: House) -> None:
+    def walk_again(folder: Path, run: Path) -> None:
+        with pytest.raises(BusyError, match="another process is running tokenize"):
+            house.walk(until="tokenize")
+
+    house.during["tokenize"] = walk_again
+    assert list(house.walk(until="tokenize").artifacts) == ["prepare", "tokenize"]
+
+
+def test_what_another_process_has_just_made_is_taken(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = build_recipe({"name": "tiny", "prepare": {"sources": ["a" * 8]}})
+    stage = house.stages()["prepare"]
+    shop = Workshop(recipe=recipe, home=house.home, progress=Silent())
+    made = make(stage, shop, {})
+    looks: list[str] = []
+    real = ArtifactStore.find
+
+    def find_late(self: ArtifactStore, name: str, key: str) -> Artifact | None:
+        looks.append(name)
+        return None if len(looks) == 1 else real(self, name, key)
+
+    monkeypatch.setattr(ArtifactStore, "find", find_late)
+    house.worked.clear()
+    assert make(stage, shop, {}) == made
+    assert (house.worked, len(looks)) == ([], 2)
+
+
+def test_the_code_version_tells_release_and_source() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{12}", code_version())
+    assert code_version() == code_version()

@@ -1,0 +1,116 @@
+"""The six stages: what decides each one's result, and what each one makes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from lmloop.config import build_recipe
+from lmloop.sections import Recipe
+from lmloop.stages import STAGES
+from lmloop.store.artifact import artifact_key
+
+from .conftest import Walked
+
+NAMES = list(STAGES)
+
+
+def make_recipe(**changes: Any) -> Recipe:
+    overrides = {key.replace("__", "."): value for key, value in changes.items()}
+    return build_recipe({"name": "tiny", "prepare": {"sources": ["a.txt"]}}, overrides)
+
+
+def key_of(stage: str, recipe: Recipe) -> str:
+    return artifact_key(stage, STAGES[stage].settings(recipe), [])
+
+
+def test_every_stage_needs_only_stages_before_it() -> None:
+    assert NAMES == ["prepare", "tokenize", "pretrain", "finetune", "evaluate", "compress"]
+    for name, stage in STAGES.items():
+        assert stage.name == name
+        assert all(NAMES.index(need) < NAMES.index(name) for need in stage.needs)
+    assert [name for name, stage in STAGES.items() if not stage.needs] == ["prepare"]
+
+
+@pytest.mark.parametrize(
+    ("change", "concerned"),
+    [
+        ({"seed": 1}, {"prepare", "pretrain", "finetune", "evaluate"}),
+        ({"prepare__min_turns": 3}, {"prepare"}),
+        ({"tokenize__vocab_size": 500}, {"tokenize"}),
+        ({"model__context_length": 1024}, {"tokenize", "pretrain"}),
+        ({"pretrain__steps": 3}, {"pretrain"}),
+        ({"finetune__steps": 3}, {"finetune"}),
+        ({"evaluate__openers": 3}, {"evaluate"}),
+        ({"compress__max_loss": 0.5}, {"compress"}),
+        ({"serve__port": 1}, set()),
+        ({"name": "other"}, set()),
+    ],
+)
+def test_a_key_of_the_recipe_concerns_just_the_stages_that_read_it(
+    change: dict[str, Any], concerned: set[str]
+) -> None:
+    before, after = make_recipe(), make_recipe(**change)
+    changed = {name for name in NAMES if key_of(name, before) != key_of(name, after)}
+    assert changed == concerned
+
+
+def test_a_stage_that_computes_tells_what_exact_depends_on() -> None:
+    numeric = {"torch", "threads", "instruction_set", "dtype"}
+    for stage in STAGES.values():
+        told = stage.environment()
+        assert {"python", "machine"} <= told.keys()
+        assert (numeric <= told.keys()) == stage.numeric
+
+
+def test_every_stage_makes_its_kind(walked: Walked) -> None:
+    kinds = {name: artifact.kind for name, artifact in walked.made.artifacts.items()}
+    assert kinds == {
+        "prepare": "corpus",
+        "tokenize": "shards",
+        "pretrain": "checkpoint",
+        "finetune": "checkpoint",
+        "evaluate": "report",
+        "compress": "checkpoint",
+    }
+    for artifact in walked.made.artifacts.values():
+        artifact.verify()
+
+
+def test_only_the_first_stage_reads_raw_files(walked: Walked) -> None:
+    for name, artifact in walked.made.artifacts.items():
+        raw = [origin for origin in artifact.made_from if origin["kind"] == "raw"]
+        assert bool(raw) == (name == "prepare")
+
+
+def test_raw_files_are_known_by_their_content(walked: Walked) -> None:
+    from lmloop.config import load_recipe
+
+    recipe = load_recipe(walked.recipe)
+    (origin,) = STAGES["prepare"].sources(recipe)
+    made_from = walked.made.artifacts["prepare"].made_from
+    assert [dict(each) for each in made_from] == [origin]
+    assert STAGES["tokenize"].sources(recipe) == []
+
+
+def test_training_is_measured_in_bits_per_byte_of_the_validation_split(walked: Walked) -> None:
+    from lmloop.config import load_recipe
+    from lmloop.inference.load import load
+    from lmloop.progress import Silent
+    from lmloop.stages import Workshop, _validation
+
+    made = walked.made.artifacts
+    shop = Workshop(recipe=load_recipe(walked.recipe), home=walked.home, progress=Silent())
+    measure = _validation(shop, made["tokenize"].path)
+    for name in ("pretrain", "finetune"):
+        counts = made[name].counts
+        value = measure(load(made[name].path).transformer)
+        assert value == pytest.approx(counts["validation_bits_per_byte"], rel=1e-3)
+        assert 1 < value < 20
+
+
+def test_each_stage_begins_where_the_one_before_has_ended(walked: Walked) -> None:
+    created = [walked.made.artifacts[name].created for name in NAMES]
+    assert all(one <= other for one, other in pairwise(created))
