@@ -80,7 +80,7 @@ def test_ancestry_goes_from_the_live_model_to_the_raw_file(walked: Walked) -> No
     assert node.label == str(walked.made.live)
     depth = 0
     while node.parents:
-        node, depth = node.parents[-1], depth + 1
+        node, depth = node.parents[0], depth + 1
     assert depth == 5
     assert node.label.endswith("talks.jsonl")
 
