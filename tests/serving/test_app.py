@@ -137,7 +137,7 @@ def fetch(app: FastAPI, path: str) -> tuple[int, bytes]:
     sent: list[Any] = []
 
     async def receive() -> Any:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
         sent.append(message)
