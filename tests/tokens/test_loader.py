@@ -185,3 +185,11 @@ def test_segments_part_the_documents_of_a_row(shards: Shards) -> None:
 def test_a_split_shorter_than_a_row_is_refused(shards: Shards) -> None:
     with pytest.raises(CorpusError, match="24 tokens, fewer than one row of 25"):
         make_loader(shards, row_tokens=25)
+
+
+def test_the_rows_of_an_epoch_come_in_a_shuffled_order(tmp_path: Path) -> None:
+    shards = open_shards(tmp_path, [[0, *range(1, 60)]])
+    loader = make_loader(shards, row_tokens=3)
+    firsts = loader.rows(0, loader.rows_per_epoch).tokens[:, 0].tolist()
+    assert sorted(firsts) == list(range(0, 60, 3))
+    assert firsts != sorted(firsts)
