@@ -101,6 +101,7 @@ def _make(
     with shop.store.write(stage.name, key) as draft:
         run = shop.home / "runs" / draft.final.name
         counts = dict(stage.work(shop, inputs, draft.path, run))
+        stage.release()
         counts["stage_seconds"] = round(time.time() - started, 1)
         made = draft.finish(
             kind=stage.kind,

@@ -70,6 +70,13 @@ class Stage:
 
         return fingerprint_sources(recipe.prepare)
 
+    def release(self) -> None:
+        """Hand freed memory back to the system, so that stages' peaks do not add up."""
+        if self.numeric:
+            from lmloop.model.hardware import release_memory
+
+            release_memory()
+
     def environment(self) -> dict[str, Any]:
         """What "exact" depends on: versions, and for numeric stages threads and instruction set."""
         own = {"python": platform.python_version(), "machine": platform.machine()}

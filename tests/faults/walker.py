@@ -12,8 +12,10 @@ import sys
 import traceback
 
 import torch
+import torch._dynamo
 
 import lmloop
+import lmloop.corpus.prepare
 import lmloop.evaluation.perplexity
 import lmloop.training.recipes
 from lmloop.config import parse_value

@@ -171,6 +171,17 @@ def test_a_long_prompt_does_not_hold_up_the_answers_of_others(
     assert [[piece.request_id for piece in pieces] for pieces in steps] == [["short"]] * 7
 
 
+def test_prompts_that_arrive_together_share_what_a_step_may_read(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PREFILL_TOKENS", 4)
+    engine = Engine(loaded)
+    for name in ("a", "b"):
+        engine.add(name, [3] * 8, GREEDY)
+    steps = [[piece.request_id for piece in engine.step()] for _ in range(4)]
+    assert steps == [[], ["a"], ["a"], ["a", "b"]]
+
+
 @pytest.fixture(scope="module")
 def speaker(loaded: LoadedModel) -> LoadedModel:
     """A model that says whole characters only: ids of cut ones point nowhere."""

@@ -17,6 +17,7 @@ from lmloop.model.hardware import fast_dtype
 from lmloop.progress import Silent
 from lmloop.records import Document, Record
 from lmloop.sections import FinetuneConfig, ModelSection, PretrainConfig, TokenizeConfig
+from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.tokenize import tokenize
 from lmloop.training import recipes
 from lmloop.training.recipes import decoder_config, finetune, pretrain
@@ -138,6 +139,26 @@ def test_fine_tuning_goes_on_from_the_base_and_leaves_it_as_it_was(
     tokens = torch.arange(10)[None]
     torch.testing.assert_close(first(tokens), second(tokens), rtol=1e-3, atol=1e-4)
     assert weights(chat.folder) != before
+
+
+def test_pretraining_learns_everything_and_fine_tuning_the_answers_in_another_order(
+    shards_folder: Path, make_place: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = recipes.train
+
+    def spy(model: Any, loader: PackedLoader, *rest: Any, **options: Any) -> Any:
+        seen.append(loader.rows(0, 8))
+        return real(model, loader, *rest, **options)
+
+    monkeypatch.setattr(recipes, "train", spy)
+    base, chat = make_place("base"), make_place("chat")
+    run_pretrain(shards_folder, base, steps=1)
+    run_finetune(shards_folder, base.folder, chat, steps=1)
+    everything, answers = seen
+    assert everything.learnt.all()
+    assert 0.1 < answers.learnt.mean() < 0.9
+    assert everything.tokens.tolist() != answers.tokens.tolist()
 
 
 def test_fine_tuning_learns_the_answers(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lmloop.errors import TrainingError
 from lmloop.model.attention import PackedRows
+from lmloop.model.hardware import release_memory
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Task
 from lmloop.sections import TrainConfig
@@ -31,6 +32,8 @@ from lmloop.training.schedule import warmup_stable_decay
 from lmloop.training.snapshot import Position, load_snapshot, save_snapshot
 
 JOURNAL = "journal.jsonl"
+RELEASE_EVERY = 32
+"""Steps between two returns of freed memory: rows with few answers and with many leave gaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,8 @@ def train(
                 entry["validation_bpb"] = validate(model)
             journal.append(entry)
             _report(task, share, entry)
+            if step % RELEASE_EVERY == 0:
+                release_memory()
             if step % config.save_every == 0:
                 _save(folder, step, budget, optimizer, journal)
                 saved = step
