@@ -44,6 +44,7 @@ class House:
     said: list[str] = field(default_factory=list)
     during: dict[str, Callable[[Path, Path], object]] = field(default_factory=dict)
     """What else a stage does, given its folder and the folder of its run."""
+    answer_tokens: int = 5
 
     def stages(self) -> dict[str, Stage]:
         return {
@@ -69,7 +70,7 @@ class House:
             (run / "state").write_text("half")
             if name in self.during:
                 self.during[name](folder, run)
-            return {"words": 1}
+            return {"words": 1, "train": {"answer_tokens": self.answer_tokens}}
 
         return work
 
@@ -110,6 +111,15 @@ def test_a_walk_makes_every_stage_once_and_the_last_model_live(house: House) -> 
     assert made.live == made.artifacts["compress"]
     assert house.live() == made.artifacts["compress"].fingerprint
     assert len(house.artifacts()) == 6
+
+
+def test_text_without_answers_is_served_as_the_base_model_knows_it(house: House) -> None:
+    house.answer_tokens = 0
+    made = house.walk()
+    assert house.worked == [name for name in ALL if name != "finetune"]
+    assert made.artifacts["finetune"] == made.artifacts["pretrain"]
+    assert made.live == made.artifacts["compress"]
+    assert any("no answers to learn from" in line for line in house.said)
 
 
 def test_a_second_walk_makes_nothing(house: House) -> None:

@@ -1,4 +1,4 @@
-"""What the pages say is run: verbs exist, examples work, the command reference is what help says."""
+"""What the pages say is run: verbs exist, examples work, the reference is what help says."""
 
 from __future__ import annotations
 

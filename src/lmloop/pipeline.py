@@ -36,8 +36,8 @@ class Made:
 def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -> Made:
     """Make everything up to the stage `until` (all stages where None), then set the live model.
 
-    A compression that would cost too much quality is refused by its stage; with `until` None the
-    walk then says so and goes on with the uncompressed model.
+    Text without conversations is not fine-tuned, and a compression that would cost too much quality
+    is refused by its stage: with `until` None the walk says so and goes on with the model it has.
     """
     shop = Workshop(recipe=recipe, home=home, progress=progress)
     if until is not None:
@@ -45,6 +45,10 @@ def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -
     artifacts: dict[str, Artifact] = {}
     live = None
     for stage in STAGES.values():
+        if stage.name == "finetune" and not artifacts["tokenize"].counts["train"]["answer_tokens"]:
+            progress.say("finetune: the text has no answers to learn from, the base model stays")
+            artifacts["finetune"] = artifacts["pretrain"]
+            continue
         try:
             _make_needed(stage, shop, artifacts)
         except CompressionError as refusal:

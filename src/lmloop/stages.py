@@ -152,14 +152,18 @@ def _evaluate(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
     from lmloop.training.loop import JOURNAL
 
     corpus = inputs["prepare"].path
+    base, tuned = inputs["pretrain"], inputs["finetune"]
+    trained = {"pretrain": base, "finetune": tuned}
+    if tuned.path == base.path:  # text without answers is not fine-tuned
+        del trained["finetune"]
     return evaluate(
         shop.recipe.evaluate,
-        model=load(inputs["finetune"].path),
-        base=load(inputs["pretrain"].path),
+        model=load(tuned.path),
+        base=load(base.path) if len(trained) > 1 else None,
         shards=Shards.open(inputs["tokenize"].path, "heldout"),
         records=list(read_split(corpus, "heldout")),
         train_records=partial(read_split, corpus, "train"),
-        training_logs={stage: inputs[stage].path / JOURNAL for stage in ("pretrain", "finetune")},
+        training_logs={stage: artifact.path / JOURNAL for stage, artifact in trained.items()},
         folder=folder,
         seed=shop.recipe.seed,
         progress=shop.progress,

@@ -23,8 +23,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         # Given weights: drawing random ones here would import a compiler, a second of every start.
-        zeros = torch.zeros(config.vocab_size, config.hidden_size)
-        self.embedding = nn.Embedding.from_pretrained(zeros, freeze=False)
+        sizes = config.vocab_size, config.hidden_size
+        self.embedding = nn.Embedding(*sizes, _weight=torch.zeros(sizes))
         self.blocks = nn.ModuleList(Block(config, layer=i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
