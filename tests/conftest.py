@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lmloop.progress import Silent
 from lmloop.records import Conversation, Record, Turn
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from lmloop.model.config import DecoderConfig
     from lmloop.model.transformer import Transformer
     from lmloop.pipeline import Made
+
+# The same examples in every run, and no clock: a busy machine is no failure.
+settings.register_profile(
+    "house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("house")
 
 VOCAB_SIZE = 340
 CONTEXT_LENGTH = 64

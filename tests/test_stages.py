@@ -65,6 +65,16 @@ def test_a_stage_that_computes_tells_what_exact_depends_on() -> None:
         assert (numeric <= told.keys()) == stage.numeric
 
 
+def test_memory_is_released_by_the_stages_that_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[str] = []
+    for name, stage in STAGES.items():
+        monkeypatch.setattr(
+            "lmloop.model.hardware.release_memory", lambda name=name: released.append(name)
+        )
+        stage.release()
+    assert released == [name for name, stage in STAGES.items() if stage.numeric]
+
+
 def test_every_stage_makes_its_kind(walked: Walked) -> None:
     kinds = {name: artifact.kind for name, artifact in walked.made.artifacts.items()}
     assert kinds == {

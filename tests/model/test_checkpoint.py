@@ -112,6 +112,7 @@ def test_int8_rests_in_the_form_of_compressed_tensors(tmp_path: Path) -> None:
     [
         (lambda tensors: tensors.pop(f"{DOWN}_shape"), "weight_shape"),
         (lambda tensors: tensors.update({f"{DOWN}_shape": torch.tensor([24, 44])}), "for .24, 44"),
+        (lambda tensors: tensors.update({f"{DOWN}_shape": torch.tensor([24])}), "range"),
         (lambda tensors: tensors.update({f"{DOWN}_packed": torch.zeros(24, 10)}), "float32"),
     ],
 )

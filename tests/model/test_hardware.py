@@ -55,3 +55,27 @@ assert torch.allclose(before, x @ x, atol=1e-4)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_freed_memory_stays_with_a_tuned_process_until_it_is_released() -> None:
+    code = """
+from pathlib import Path
+import torch
+from lmloop.model.hardware import release_memory, tune_process
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+tune_process(threads=1)
+before = resident()
+pieces = [torch.ones(1 << 18) for _ in range(64)]  # 64 MiB in pieces of 1 MiB
+pieces.clear()
+kept = resident() - before
+release_memory()
+print(kept, resident() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    kept, left = map(int, done.stdout.split())
+    assert kept > 50 << 20
+    assert left < 20 << 20

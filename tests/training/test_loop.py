@@ -220,6 +220,8 @@ def test_where_every_snapshot_is_damaged_the_run_begins_again(make_run: MakeRun)
     for name in run.snapshots():
         (run.folder / name / "state.safetensors").write_bytes(b"")
     run.go()
+    assert len(run.said.lines) == 2
+    assert all("is damaged and passed over" in line for line in run.said.lines)
     assert run.weights() == unbroken.weights()
 
 

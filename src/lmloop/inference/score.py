@@ -6,7 +6,6 @@ overlap by half; each token is counted in the first window that holds it. Axes: 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -80,17 +79,3 @@ def token_nats(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = model.project(states).float()
         parts.append(torch.nn.functional.cross_entropy(logits, wanted, reduction="none"))
     return torch.cat(parts) if parts else torch.zeros(0)
-
-
-def bits_per_byte(
-    model: Transformer,
-    documents: Sequence[NDArray[np.int64]],
-    *,
-    raw_bytes: int,
-    document_id: int,
-    context_length: int,
-) -> float:
-    """All nats of all documents, each with the document token behind it, over ln 2 · raw bytes."""
-    ended = [np.append(ids, document_id) for ids in documents]
-    windows = list(cut_windows(ended, context_length=context_length))
-    return sum(score_windows(model, windows)) / (math.log(2) * raw_bytes)

@@ -86,7 +86,7 @@ def load_model(folder: str | Path, *, dtype: torch.dtype | None = None) -> Trans
         theirs = _unpack(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{folder / WEIGHTS} cannot be read: {error}") from error
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (LookupError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder / WEIGHTS}: 8-bit weights are damaged: {error}") from error
     with torch.device("meta"):
         model = Transformer(config)
@@ -175,7 +175,7 @@ def _pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The opposite of `_pack`; raises KeyError or ValueError where a shape is missing or wrong."""
+    """The opposite of `_pack`; raises LookupError or ValueError where a shape is missing or odd."""
     unpacked = dict(tensors)
     for name in [name for name in tensors if name.endswith(".weight_packed")]:
         plain = name.removesuffix("_packed")

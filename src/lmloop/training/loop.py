@@ -125,12 +125,10 @@ def train(
 
 
 def _resume(optimizer: Optimizer, folder: Path, progress: Progress) -> Position:
-    found = load_snapshot(folder)
+    found = load_snapshot(folder, tell=progress.say)
     if found is None:
         return Position(step=0, elapsed=0.0)
-    position, tensors, complaints = found
-    for line in complaints:
-        progress.say(line)
+    position, tensors = found
     optimizer.load_state(tensors)
     progress.say(f"resumed at step {position.step} after {position.elapsed:.0f} s")
     return position

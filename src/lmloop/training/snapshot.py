@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,17 +57,18 @@ def save_snapshot(folder: Path, position: Position, tensors: Mapping[str, Tensor
         shutil.rmtree(old)
 
 
-def load_snapshot(folder: Path) -> tuple[Position, dict[str, Tensor], list[str]] | None:
-    """The newest sound snapshot, and a line for each damaged one passed over; None without any."""
-    complaints: list[str] = []
+def load_snapshot(
+    folder: Path, *, tell: Callable[[str], None]
+) -> tuple[Position, dict[str, Tensor]] | None:
+    """The newest sound snapshot, None without any; `tell` gets a line for each damaged one."""
     for path in sorted(folder.glob("snapshot-*"), reverse=True):
         try:
             seal = json.loads((path / SEAL).read_text(encoding="utf-8"))
             weights = path / "state.safetensors"
             verify_file(weights, size=seal["bytes"], sha256=seal["sha256"])
-            return _read_position(weights), load_file(weights), complaints
+            return _read_position(weights), load_file(weights)
         except (ArtifactError, OSError, ValueError, TypeError, KeyError) as error:
-            complaints.append(f"{path.name} is damaged and passed over: {error}")
+            tell(f"{path.name} is damaged and passed over: {error}")
     return None
 
 
