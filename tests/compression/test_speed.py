@@ -60,15 +60,24 @@ def test_a_long_prompt_is_cut_so_that_one_step_reads_all(loaded: LoadedModel, cl
     assert clock.steps == 5
 
 
-def test_a_model_that_says_nothing_has_no_speed(loaded: LoadedModel, clock: Clock) -> None:
+def test_the_shortest_context_leaves_room_to_decode(loaded: LoadedModel, clock: Clock) -> None:
+    tiny = random_model(replace(loaded.config, context_length=8))
+    model = replace(loaded, transformer=tiny)
+    assert decode_speed(model, [5] * 20, streams=2, clock=clock, steps=7) == 2.0
+
+
+def test_a_model_that_would_stop_at_once_is_measured_all_the_same(
+    loaded: LoadedModel, clock: Clock
+) -> None:
     silent = random_model(loaded.config)
     with torch.no_grad():
         # All logits are zero then, and the first of the vocabulary is the document token.
         silent.norm.weight.zero_()
     model = replace(loaded, transformer=silent)
-    assert decode_speed(model, PROMPT, streams=2, clock=clock, steps=5) is None
+    stops = loaded.require_tokenizer().stop_ids
     speeds = compare_speed(loaded, model, PROMPT, clock=clock, progress=Silent(), rounds=1)
-    assert speeds == {"1": {"before": 1.0, "after": None}, "16": {"before": 16.0, "after": None}}
+    assert speeds == {"1": {"before": 1.0, "after": 1.0}, "16": {"before": 16.0, "after": 16.0}}
+    assert loaded.require_tokenizer().stop_ids == stops != ()
 
 
 def test_models_are_measured_in_turns(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
