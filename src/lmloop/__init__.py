@@ -30,7 +30,6 @@ __all__ = [
 _ELSEWHERE = {
     "Engine": "lmloop.inference.engine",
     "Sampling": "lmloop.inference.sampling",
-    "load": "lmloop.inference.load",
 }
 
 

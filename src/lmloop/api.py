@@ -23,6 +23,7 @@ from lmloop.store.registry import find_live, get_alias
 
 if TYPE_CHECKING:
     from lmloop.inference.engine import Answer
+    from lmloop.inference.load import LoadedModel
     from lmloop.inference.sampling import Sampling
     from lmloop.training.plan import Plan
 
@@ -144,6 +145,16 @@ def generate(
         else loaded.require_tokenizer().encode_document(prompt)
     )
     return next(Engine(loaded, max_running=1).generate([ids], sampling or Sampling()))
+
+
+def load(name: str | Path | None = None, *, home: str | Path | None = None) -> LoadedModel:
+    """Open a model by name or folder: `.transformer`, `.tokenizer`, `.template`, and a call.
+
+    Calling it on ids [B, T] (int64) gives logits [B, T, V].
+    """
+    from lmloop.inference.load import load as work
+
+    return work(find_checkpoint(name, home=home))
 
 
 def find_checkpoint(name: str | Path | None, *, home: str | Path | None = None) -> Path:

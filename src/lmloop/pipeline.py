@@ -36,38 +36,44 @@ class Made:
 def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -> Made:
     """Make everything up to the stage `until` (all stages where None), then set the live model.
 
-    Text without conversations is not fine-tuned, and a compression that would cost too much quality
-    is refused by its stage: with `until` None the walk says so and goes on with the model it has.
+    Text without conversations is not fine-tuned unless that is what was asked for. A compression
+    that would cost too much quality is refused by its stage; with `until` None the walk says so and
+    goes on with the uncompressed model.
     """
     shop = Workshop(recipe=recipe, home=home, progress=progress)
+    made: dict[str, Artifact] = {}
     if until is not None:
-        return Made(_make_needed(STAGES[until], shop, {}), live=None)
-    artifacts: dict[str, Artifact] = {}
-    live = None
+        _make_needed(STAGES[until], shop, made, asked=True)
+        return Made(made, live=None)
     for stage in STAGES.values():
-        if stage.name == "finetune" and not artifacts["tokenize"].counts["train"]["answer_tokens"]:
-            progress.say("finetune: the text has no answers to learn from, the base model stays")
-            artifacts["finetune"] = artifacts["pretrain"]
-            continue
         try:
-            _make_needed(stage, shop, artifacts)
+            _make_needed(stage, shop, made, asked=False)
         except CompressionError as refusal:
             progress.say(f"not compressed: {refusal}")
-    live = artifacts.get("compress", artifacts["finetune"])
+    live = made.get("compress", made["finetune"])
     database = open_database(database_url(home))
     try:
         set_alias(database, recipe.name, "live", live)
     finally:
         database.dispose()
-    return Made(artifacts, live)
+    return Made(made, live)
 
 
-def _make_needed(stage: Stage, shop: Workshop, made: dict[str, Artifact]) -> dict[str, Artifact]:
+def _make_needed(stage: Stage, shop: Workshop, made: dict[str, Artifact], *, asked: bool) -> None:
+    """Enter the artifacts of `stage` and of all that it needs into `made`."""
+    if stage.name in made:
+        return
     for need in stage.needs:
-        if need not in made:
-            _make_needed(STAGES[need], shop, made)
-    made[stage.name] = make(stage, shop, {need: made[need] for need in stage.needs})
-    return made
+        _make_needed(STAGES[need], shop, made, asked=False)
+    if stage.name == "finetune" and not asked and not _has_answers(made["tokenize"]):
+        shop.progress.say("finetune: the text has no answers to learn from, the base model stays")
+        made[stage.name] = made["pretrain"]
+    else:
+        made[stage.name] = make(stage, shop, {need: made[need] for need in stage.needs})
+
+
+def _has_answers(shards: Artifact) -> bool:
+    return bool(shards.counts["train"]["answer_tokens"])
 
 
 def make(stage: Stage, shop: Workshop, inputs: Mapping[str, Artifact]) -> Artifact:
@@ -88,6 +94,7 @@ def make(stage: Stage, shop: Workshop, inputs: Mapping[str, Artifact]) -> Artifa
             found = shop.store.find(stage.name, key)
             if found is None:
                 return _make(stage, shop, inputs, origins, key)
+    shutil.rmtree(shop.home / "runs" / found.path.name, ignore_errors=True)
     shop.progress.say(f"{stage.name}: already made, {found}")
     return found
 
@@ -117,7 +124,8 @@ def _make(
             environment=stage.environment(),
             created=started,
         )
-    # What a run kept for resuming is of no more use now that its result is safe.
+    # What a run kept for resuming is of no more use now that its result is safe. Where a kill
+    # comes in between, the next look at the finished artifact removes it.
     shutil.rmtree(run, ignore_errors=True)
     _index(shop.home, made)
     shop.progress.say(f"{stage.name}: made {made} in {counts['stage_seconds']} s")

@@ -92,6 +92,17 @@ def test_documents_alone_are_evaluated_without_ranking(
     assert (counts["ranking_questions"], counts["answers"]) == (0, 3)
 
 
+def test_a_context_too_short_to_talk_gives_bits_per_byte_alone(
+    tmp_path: Path, loaded: LoadedModel, shards_folder: Path, splits: dict[str, list[Record]]
+) -> None:
+    model = replace(loaded, transformer=random_model(replace(loaded.config, context_length=8)))
+    counts = run(tmp_path / "report", model, shards_folder, splits)
+    assert counts["bits_per_byte"] > 0
+    assert (counts["ranking_questions"], counts["answers"]) == (0, 0)
+    assert counts["stop_share"] is None and "hits_at_1" not in counts
+    assert "nothing to measure" in (tmp_path / "report" / "report.md").read_text()
+
+
 def test_a_broken_model_leaves_no_report(
     tmp_path: Path, loaded: LoadedModel, shards_folder: Path, splits: dict[str, list[Record]]
 ) -> None:
