@@ -1,7 +1,8 @@
 """The element-wise parts of a block, with gradients written out so that each is a few passes.
 
 Takes and gives tensors alone. PyTorch's own backward of these composites costs two to five times as
-many passes over memory on a CPU; `tests/model/test_functions.py` holds both equal. Axes: N tokens,
+many passes over memory on a CPU; `tests/model/test_functions.py` holds both equal. Where no gradient
+is asked for they are computed plainly: recording costs as much as a small step. Axes: N tokens,
 D width, H heads, d width of a head, I feed-forward width.
 """
 
@@ -46,6 +47,8 @@ def rms_norm(x: Tensor, weight: Tensor, *, epsilon: float) -> Tensor:
 
     Source: Zhang and Sennrich 2019, Root Mean Square Layer Normalization.
     """
+    if not torch.is_grad_enabled():
+        return x * _inverse_rms(x, epsilon) * weight
     result: Tensor = _RMSNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
     return result
 
@@ -74,6 +77,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
     Source: Shazeer 2020, GLU Variants Improve Transformer.
     """
+    if not torch.is_grad_enabled():
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
     result: Tensor = _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call]
     return result
 
@@ -104,6 +110,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
     Source: Su et al. 2021, RoFormer; halves, not neighbours, are paired, as in Llama and Qwen.
     """
+    if not torch.is_grad_enabled():
+        return _rotate_halves(x, cosine, sine)
     result: Tensor = _Rotate.apply(x, cosine, sine)  # type: ignore[no-untyped-call]
     return result
 
