@@ -1,9 +1,9 @@
 """The element-wise parts of a block, with gradients written out so that each is a few passes.
 
 Takes and gives tensors alone. PyTorch's own backward of these composites costs two to five times as
-many passes over memory on a CPU; `tests/model/test_functions.py` holds both equal. Where nobody asks
-for a gradient they are computed plainly: recording costs as much as a small step. Axes: N tokens, D
-width, H heads, d width of a head, I feed-forward width.
+many passes over memory on a CPU; `tests/model/test_functions.py` holds both equal. Where nobody
+asks for a gradient they are computed plainly: recording costs as much as a small step. Axes: N
+tokens, D width, H heads, d width of a head, I feed-forward width.
 """
 
 # Annotations here are tensors' shapes in words; autograd's static methods are untyped in PyTorch.
