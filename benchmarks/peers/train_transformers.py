@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from reference import FEED_FORWARD, HEADS, LAYERS, ROW, ROWS, VOCABULARY, WIDTH, time_steps
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from reference import FEED_FORWARD, HEADS, LAYERS, ROW, ROWS, VOCABULARY, WIDTH, time_steps
 
 torch.manual_seed(0)
 config = LlamaConfig(
