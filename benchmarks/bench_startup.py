@@ -1,13 +1,15 @@
-"""How long a person waits: `lmloop --help`, and a server from start to ready."""
+"""How long a person waits: `lmloop --help`, a server from start to ready, its first token."""
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 from harness import make_row, median, parse_arguments, report
@@ -22,17 +24,38 @@ def time_help() -> float:
     return time.perf_counter() - start
 
 
-def time_ready(folder: Path, home: Path) -> float:
-    """Seconds from the start of `lmloop serve` to its ready line."""
+def time_server(folder: Path, home: Path) -> tuple[float, float]:
+    """Seconds from the start of `lmloop serve` to its ready line, and of a first token then."""
     start = time.perf_counter()
     command = [*LMLOOP, "serve", str(folder), "--home", str(home), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        ready = any(re.search(r"^Ready", line) for line in server.stdout)
+        lines = (re.search(r"^Ready.*(http://\S+)", line) for line in server.stdout)
+        ready = next((line for line in lines if line), None)
         seconds = time.perf_counter() - start
+        first = median([time_first_token(ready[1]) for _ in range(9)]) if ready else 0.0
         server.send_signal(signal.SIGTERM)
     if not ready:
         raise SystemExit("the server did not become ready")
+    return seconds, first
+
+
+def time_first_token(address: str) -> float:
+    """Seconds from sending a streamed chat request to the first text of its answer."""
+    messages = [{"role": "user", "content": "hello there, how is your day going?"}]
+    body = {"model": "model", "messages": messages, "max_tokens": 16, "stream": True}
+    request = urllib.request.Request(
+        f"{address.rstrip('/')}/v1/chat/completions",
+        data=json.dumps(body).encode(),
+        headers={"content-type": "application/json"},
+    )
+    start = time.perf_counter()
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        texts = (line for line in answer if re.search(rb'"content":"[^"]', line))
+        if next(texts, None) is None:
+            raise SystemExit("the answer has no text")
+        seconds = time.perf_counter() - start
+        answer.read()
     return seconds
 
 
@@ -52,11 +75,13 @@ def main() -> None:
         subprocess.run(
             [sys.executable, str(Path(__file__).with_name("random_model.py")), folder], check=True
         )
-        ready = [
-            time_ready(Path(folder) / "model", Path(folder) / "home")
+        served = [
+            time_server(Path(folder) / "model", Path(folder) / "home")
             for _ in range(arguments.rounds)
         ]
-    rows.append(make_row("startup.ready", "s", median(ready), limit=4.0, smaller_is_better=True))
+    ready, first = (median(values) for values in zip(*served, strict=True))
+    rows.append(make_row("startup.ready", "s", ready, limit=4.0, smaller_is_better=True))
+    rows.append(make_row("startup.first_token", "s", first, limit=0.1, smaller_is_better=True))
     report("bench_startup", rows, arguments)
 
 

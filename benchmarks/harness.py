@@ -101,12 +101,16 @@ def report(name: str, rows: Sequence[dict[str, Any]], arguments: argparse.Namesp
 
 
 def _describe(row: dict[str, Any]) -> str:
-    text = f"{row['what']:<24} {row['ours']:>10,.2f} {row['unit']}"
+    text = f"{row['what']:<24} {_number(row['ours'])} {row['unit']}"
     if row["peer"] is not None:
-        text += f"   {row['peer_name']} {row['peer']:,.2f}, ratio {row['ratio']:.2f}"
+        text += f"   {row['peer_name']} {_number(row['peer'])}, ratio {row['ratio']:.2f}"
     if row["limit"] is not None:
-        text += f"   limit {row['limit']:,.2f}, share {row['share']:.2f}"
+        text += f"   limit {_number(row['limit'])}, share {row['share']:.2f}"
     return text
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _machine() -> dict[str, Any]:

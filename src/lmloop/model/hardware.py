@@ -20,7 +20,7 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if native and allowed else torch.float32
 
 
-def tune_process(*, threads: int | None = None) -> None:
+def tune_process() -> None:
     """Make ready for long numeric work; call once in a process of its own, before large tensors.
 
     Denormal numbers count as zero: a softmax makes them by the million, each a hundred times as
@@ -28,8 +28,6 @@ def tune_process(*, threads: int | None = None) -> None:
     costs a page fault for every 4 KiB of every intermediate result, a third of a training step.
     """
     torch.set_flush_denormal(True)
-    if threads is not None:
-        torch.set_num_threads(threads)
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
