@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -298,8 +300,10 @@ class EngineProcess:
 
 async def _reap(process: asyncio.subprocess.Process, words: asyncio.Task[None]) -> None:
     """End a process, if it has not ended by itself, and wait for its end and its last words."""
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
+    # Not `process.kill`: it collects the exit code itself, and the event loop then reports 255.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
     await process.wait()
     await asyncio.wait({words}, timeout=LAST_WORDS_SECONDS)
     words.cancel()
