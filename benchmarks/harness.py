@@ -69,7 +69,7 @@ def make_row(
     """One row; ratio and share are above 1 where ours is better than peer or limit."""
 
     def compare(other: float | None) -> float | None:
-        if other is None:
+        if other is None or not ours:
             return None
         return round(other / ours if smaller_is_better else ours / other, 3)
 
@@ -105,7 +105,8 @@ def _describe(row: dict[str, Any]) -> str:
     if row["peer"] is not None:
         text += f"   {row['peer_name']} {_number(row['peer'])}, ratio {row['ratio']:.2f}"
     if row["limit"] is not None:
-        text += f"   limit {_number(row['limit'])}, share {row['share']:.2f}"
+        text += f"   limit {_number(row['limit'])}"
+        text += "" if row["share"] is None else f", share {row['share']:.2f}"
     return text
 
 

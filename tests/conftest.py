@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,11 @@ from lmloop.sections import TokenizeConfig
 from lmloop.tokens.tokenize import tokenize
 from lmloop.tokens.tokenizer import Tokenizer
 
+from .postgres import Postgres, start_postgres, why_absent
+
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from lmloop.inference.load import LoadedModel
     from lmloop.model.config import DecoderConfig
     from lmloop.model.transformer import Transformer
@@ -221,5 +225,37 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Walked:
     recipe, home = write_recipe(folder), folder / "home"
     with pytest.MonkeyPatch.context() as patch:
         # What it changes in a process cannot be taken back.
-        patch.setattr("lmloop.stages._tune", lambda: None)
+        patch.setattr("lmloop.stages.tune", lambda: None)
         return Walked(recipe, home, lmloop.run(recipe, home=home))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for this run alone; the test is skipped where none is installed."""
+    reason = why_absent()
+    if reason is not None:
+        pytest.skip(reason)
+    with start_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database, once of either kind."""
+    if request.param == "sqlite":
+        from lmloop.store.database import database_url
+
+        yield database_url(tmp_path)
+    else:
+        with request.getfixturevalue("postgres").database() as url:
+            yield url
+
+
+@pytest.fixture
+def any_engine(any_url: str) -> Iterator[Engine]:
+    """That database, opened."""
+    from lmloop.store.database import open_database
+
+    engine = open_database(any_url)
+    yield engine
+    engine.dispose()

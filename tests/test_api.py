@@ -67,6 +67,15 @@ def test_an_unknown_name_is_told_with_those_that_are_known(walked: Walked, name:
         find(name, home=walked.home)
 
 
+def test_a_model_is_named_by_alias_as_well(walked: Walked) -> None:
+    for name in ("live", "tiny/live"):
+        assert find(name, home=walked.home) == walked.made.live
+    for name in ("previous", "tiny/candidate"):
+        alias = name.rpartition("/")[2]
+        with pytest.raises(ArtifactError, match=f"tiny has no {alias}: it has live"):
+            find(name, home=walked.home)
+
+
 def test_a_home_that_is_not_there_is_told_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not exist: run a recipe first"):
         find(None, home=tmp_path / "home")
@@ -75,7 +84,9 @@ def test_a_home_that_is_not_there_is_told_and_not_made(tmp_path: Path) -> None:
 
 def test_ancestry_goes_from_the_live_model_to_the_raw_file(walked: Walked) -> None:
     live = lmloop.show("tiny", home=walked.home)
-    assert (live.label, live.detail) == ("live model tiny", "generation 1")
+    version = walked.made.artifacts["compress"].code_version
+    told = f"generation 1, code {version}"
+    assert (live.label, live.detail) == ("live model tiny", told)
     (node,) = live.parents
     assert node.label == str(walked.made.live)
     depth = 0

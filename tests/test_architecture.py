@@ -18,9 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"options"},
     {"console"},
     {"__init__"},
+    {"care"},
     {"api"},
+    {"circle"},
+    {"rounds"},
     {"pipeline"},
     {"stages"},
     {"compression", "updating"},
@@ -29,6 +33,8 @@ LAYERS = (
     {"model", "tokens", "corpus"},
     {"store"},
     {"config"},
+    {"recipe"},
+    {"upkeep"},
     {"sections"},
     {"progress", "records", "errors"},
 )

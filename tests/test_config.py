@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lmloop.config import (
     build_recipe,
     calm_threads,
+    database_setting,
     home_directory,
     load_recipe,
     parse_value,
@@ -155,6 +156,16 @@ def test_a_mapping_that_is_overridden_stays_as_it_was() -> None:
     assert data == {"name": "chat", "prepare": {"sources": ["a"]}, "pretrain": {"steps": 1}}
 
 
+def test_the_later_sections_are_read_and_refused_like_the_others(tmp_path: Path) -> None:
+    text = GOOD + "[gate]\nmin_gain = 0.02\nguards = {law = 'law.jsonl'}\n[loop]\nevery = '2h'"
+    recipe = load_recipe(write(tmp_path, text), {"rollout.canary_shares": [10], "update.steps": 9})
+    assert (recipe.gate.min_gain, recipe.gate.guards) == (0.02, {"law": "law.jsonl"})
+    assert (recipe.loop.every, recipe.rollout.canary_shares) == ("2h", (10,))
+    assert recipe.update.steps == 9
+    assert "did you mean gate.min_gain?" in refuse(tmp_path, GOOD + "[gate]\nmin_gian = 1")
+    assert "did you mean monitor?" in refuse(tmp_path, GOOD + "[monitr]")
+
+
 @pytest.mark.parametrize(
     ("in_file", "key", "value", "steps", "budget"),
     [
@@ -248,6 +259,16 @@ def test_the_home_is_what_was_given_then_the_environment_then_here(
     assert home_directory() == tmp_path / "named"
     monkeypatch.setenv("LMLOOP_HOME", "")
     assert home_directory() == tmp_path / ".lmloop"
+
+
+def test_the_database_is_where_the_environment_says_or_else_in_the_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LMLOOP_DATABASE", "postgresql://me@host/name")
+    assert database_setting() == "postgresql://me@host/name"
+    for absent in (lambda: monkeypatch.setenv("LMLOOP_DATABASE", ""), monkeypatch.undo):
+        absent()
+        assert database_setting() is None
 
 
 def test_telemetry_is_silent_whatever_the_environment_said(

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from lmloop.console import (
+    SHOWN_DROPPED,
     PlainProgress,
     TerminalProgress,
     make_progress,
     show_ancestry,
+    show_monitor,
     show_plan,
+    show_reviews,
 )
+from lmloop.monitoring.summary import Happening, Point, Server, Signal, Summary
+from lmloop.monitoring.traffic import Arm, Percentiles, Traffic
 from lmloop.store.lineage import Ancestor
 from lmloop.training.plan import Plan, StagePlan
+from lmloop.updating.review import Review
 
 
 class Clock:
@@ -156,3 +164,129 @@ def test_a_plan_is_drawn_as_a_table(
         "70 MB (weights 10 MB, optimizer 60 MB)",
     ):
         assert part in written
+
+
+def test_reviews_are_shown_in_full_and_what_is_dropped_in_short(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    waiting = Review(
+        id="a1b2c3d4e5" + "0" * 54,
+        user="0123abcd",
+        earlier_turns=2,
+        question="Is it [bold]far[/bold]?",
+        answer="No.",
+        correction="It is far: " + "so " * 100,
+        state="pending",
+        dropped=None,
+    )
+    up = replace(waiting, id="f" * 64, user=None, earlier_turns=0, correction=None)
+    bad = replace(waiting, id="b" * 64, correction="<script> " * 40, dropped="markup")
+    show_reviews([waiting, up, *[bad] * 12])
+    written = capsys.readouterr().out
+    for part in (
+        "a1b2c3d4e5  user 0123abcd, after 2 earlier turns\n",
+        "asked      Is it [bold]far[/bold]?\n",
+        "answered   No.\n",
+        "correction It is far: " + "so " * 100 + "\n",
+        "ffffffffff  user unknown\n",
+        "  rated up\n",
+        "bbbbbbbbbb  dropped by markup, user 0123abcd: <script>",
+        "2 wait for a decision: lmloop review ID… --accept or --reject\n",
+        "12 more are dropped by the rules: markup 12\n",
+    ):
+        assert part in written
+    assert written.count("dropped by markup") == SHOWN_DROPPED
+    assert "a1b2c3d4e50" not in written
+
+
+def make_summary(**changes: object) -> Summary:
+    """A summary in which everything is told once."""
+    times = Percentiles(0.05, 0.1, 0.2)
+    arm = Arm(
+        arm="live",
+        weights="a" * 12,
+        requests=90,
+        failed=2,
+        up=7,
+        down=3,
+        first_token=times,
+        between_tokens=None,
+        total=times,
+    )
+    traffic = Traffic(
+        requests=1200,
+        prompt_tokens=34_567,
+        completion_tokens=89,
+        endings={"stop": 1190, "error": 10},
+        up=7,
+        down=3,
+        corrections=1,
+        first_token=times,
+        between_tokens=None,
+        total=times,
+        bucket_seconds=60.0,
+        buckets=(),
+        arms=(arm,),
+    )
+    point = Point(window=0.0, now=4.5, effect=0.321, p=0.00004, changed=True)
+    signal = Signal(name="prompt_nats", now=4.5, reference=3.5, low=3.0, high=4.0, points=(point,))
+    data: dict[str, Any] = {
+        "name": "chat",
+        "created": 0.0,
+        "seconds": 600.0,
+        "empty": False,
+        "traffic": traffic,
+        "signals": (signal,),
+        "languages": {"en": 0.9, "zh": 0.1},
+        "reference_languages": {},
+        "reference": None,
+        "window_requests": 100,
+        "waiting": 42,
+        "windows": (),
+        "alarms": (Happening(created=0.0, kind="alarm", data={"signals": ["language"]}),),
+        "servers": (
+            Server(
+                id="s",
+                address="http://127.0.0.1:8000",
+                generation=3,
+                live="a" * 12,
+                candidate=None,
+                candidate_state="failed",
+                note="[bold]damaged",
+                silent_seconds=2.0,
+            ),
+        ),
+        "events": (Happening(created=0.0, kind="round.started", data={}),),
+    }
+    return Summary(**{**data, **changes})
+
+
+def test_the_monitor_is_drawn_as_tables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    show_monitor(make_summary())
+    written = capsys.readouterr().out
+    for part in (
+        "chat, last 10 minutes",
+        "1,200 requests (120.0 a minute): stop 1,190, error 10",
+        "34,567 tokens read, 89 made",
+        "7 up, 3 down, 1 corrected",
+        "50.0 ms",
+        "aaaaaaaaaaaa",
+        "prompt_nats",
+        "0.32",
+        "4e-05",
+        "changed",
+        "languages: en 90%, zh 10%",
+        "42 of 100 requests for the next",
+        "ALARM",
+        "[bold]damaged",
+        "round.started",
+    ):
+        assert part in written, part
+
+
+def test_a_monitor_that_has_seen_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    show_monitor(make_summary(empty=True))
+    assert "nothing has been served" in capsys.readouterr().out

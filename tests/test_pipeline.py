@@ -18,7 +18,7 @@ from lmloop.config import build_recipe
 from lmloop.errors import ArtifactError, BusyError, CompressionError, DiskFullError
 from lmloop.pipeline import Made, code_version, make, walk
 from lmloop.progress import Silent
-from lmloop.sections import Recipe
+from lmloop.recipe import Recipe
 from lmloop.stages import STAGES, Inputs, Stage, Workshop
 from lmloop.store.artifact import Artifact, ArtifactStore
 from lmloop.store.database import database_url, open_database
@@ -90,7 +90,7 @@ class House:
     def live(self, name: str = "tiny") -> str:
         database = open_database(database_url(self.home))
         try:
-            return str(find_live(database, name)["fingerprint"])
+            return str(find_live(database, name).fingerprint)
         finally:
             database.dispose()
 

@@ -14,11 +14,11 @@ from lmloop.sections import (
     ModelSection,
     PrepareConfig,
     PretrainConfig,
-    Recipe,
     Section,
     ServeConfig,
     TokenizeConfig,
     parse_duration,
+    parse_size,
 )
 
 SOURCES = {"sources": ["data"]}
@@ -30,10 +30,6 @@ def all_sections() -> list[type[Section]]:
         for each in vars(sections).values()
         if isinstance(each, type) and issubclass(each, Section) and each is not Section
     ]
-
-
-def recipe(**changes: Any) -> Recipe:
-    return Recipe.model_validate({"name": "chat", "prepare": SOURCES, **changes})
 
 
 @pytest.mark.parametrize(
@@ -49,6 +45,27 @@ def test_a_duration_is_a_number_and_a_unit(text: str, seconds: float) -> None:
 def test_anything_else_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="is no duration"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("500MB", 500_000_000),
+        ("20GB", 20_000_000_000),
+        ("1.5 GB", 1_500_000_000),
+        ("2T", 2_000_000_000_000),
+        ("3kB", 3000),
+        ("7", 7),
+    ],
+)
+def test_a_size_is_a_number_and_a_unit(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1 gigabyte", "1e9", "5gb", "9" * 400 + "GB"])
+def test_anything_else_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        parse_size(text)
 
 
 def test_every_field_of_every_section_is_documented() -> None:
@@ -101,6 +118,10 @@ def test_no_section_takes_an_unknown_key(section: type[Section]) -> None:
         (PretrainConfig, {"steps": 5, "precision": "float16"}),
         (EvaluateConfig, {"candidates": 1}),
         (ServeConfig, {"port": 70_000}),
+        (ServeConfig, {"content": "some"}),
+        (ServeConfig, {"retention_days": 0}),
+        (ServeConfig, {"retention_days": "forever"}),
+        (ServeConfig, {"swap": "stop"}),
     ],
 )
 def test_a_value_of_the_wrong_type_or_size_is_refused(
@@ -115,6 +136,11 @@ def test_near_duplicates_are_kept_on_the_word_none() -> None:
     assert PrepareConfig.model_validate(data).near_duplicate_similarity is None
 
 
+def test_requests_are_kept_for_ever_on_the_word_none() -> None:
+    assert ServeConfig.model_validate({"retention_days": "none"}).retention_days is None
+    assert ServeConfig().retention_days == 30
+
+
 @pytest.mark.parametrize("section", [PretrainConfig, FinetuneConfig])
 def test_training_needs_exactly_one_of_steps_budget_and_replay(section: type[Section]) -> None:
     given = {"steps": 5, "budget": "5m", "replay": "journal.jsonl"}
@@ -124,37 +150,3 @@ def test_training_needs_exactly_one_of_steps_budget_and_replay(section: type[Sec
     for data in ({}, {"steps": 5, "budget": "5m"}, {"steps": 5, "replay": "a"}, given):
         with pytest.raises(ValidationError, match="give exactly one of budget"):
             section.model_validate(data)
-
-
-def test_a_recipe_needs_a_name_and_sources_and_nothing_else() -> None:
-    made = recipe()
-    assert made.prepare.sources == ("data",)
-    assert made.pretrain.budget is not None
-    for data in ({"name": "chat"}, {"prepare": SOURCES}):
-        with pytest.raises(ValidationError, match="Field required"):
-            Recipe.model_validate(data)
-
-
-@pytest.mark.parametrize("name", ["", "Chat", "a/b", "../a", ".a", "a b", "a\n", "x" * 97])
-def test_a_name_that_no_path_or_url_can_hold_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match="should match pattern"):
-        recipe(name=name)
-
-
-@pytest.mark.parametrize("name", ["chat", "chat-v1.2_b", "0", "x" * 96])
-def test_a_plain_name_is_taken(name: str) -> None:
-    assert recipe(name=name).name == name
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_a_row_fits_the_context_and_a_batch_holds_whole_rows(stage: str) -> None:
-    fitting = {"steps": 1, "row_tokens": 64, "batch_tokens": 128}
-    recipe(model={"context_length": 64}, pretrain=fitting, finetune=fitting)
-    for change, message in (
-        ({"row_tokens": 128}, f"{stage}.row_tokens = 128 exceeds model.context_length = 64"),
-        ({"batch_tokens": 100}, f"{stage}.batch_tokens = 100 is no multiple"),
-    ):
-        sections_of_training = {"pretrain": fitting, "finetune": fitting}
-        sections_of_training[stage] = {**fitting, **change}
-        with pytest.raises(ValidationError, match=message):
-            recipe(model={"context_length": 64}, **sections_of_training)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lmloop.config import build_recipe
-from lmloop.sections import Recipe
+from lmloop.recipe import Recipe
 from lmloop.stages import STAGES
 from lmloop.store.artifact import artifact_key
 
@@ -109,11 +109,11 @@ def test_training_is_measured_in_bits_per_byte_of_the_validation_split(walked: W
     from lmloop.config import load_recipe
     from lmloop.inference.load import load
     from lmloop.progress import Silent
-    from lmloop.stages import Workshop, _validation
+    from lmloop.stages import Workshop, make_validation
 
     made = walked.made.artifacts
     shop = Workshop(recipe=load_recipe(walked.recipe), home=walked.home, progress=Silent())
-    measure = _validation(shop, made["tokenize"].path)
+    measure = make_validation(shop, made["tokenize"].path)
     for name in ("pretrain", "finetune"):
         counts = made[name].counts
         value = measure(load(made[name].path).transformer)

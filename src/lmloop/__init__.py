@@ -1,4 +1,4 @@
-"""lmloop: raw text to a language model that is trained, evaluated, compressed and served.
+"""lmloop: raw text to a language model that is trained, served, watched and refreshed.
 
 The names below are bound on first use, so that `import lmloop` does not import torch.
 """
@@ -12,24 +12,40 @@ __all__ = [
     "Engine",
     "Sampling",
     "compress",
+    "decide",
     "evaluate",
     "export",
     "find",
     "finetune",
+    "forget",
+    "gc",
     "generate",
     "load",
+    "loop",
+    "monitor",
     "plan",
     "prepare",
     "pretrain",
+    "reindex",
+    "review",
+    "rollback",
     "run",
     "serve",
     "show",
     "tokenize",
+    "update",
 ]
 
 _ELSEWHERE = {
     "Engine": "lmloop.inference.engine",
     "Sampling": "lmloop.inference.sampling",
+    **dict.fromkeys(
+        (
+            *("decide", "forget", "gc", "loop", "monitor"),
+            *("reindex", "review", "rollback", "update"),
+        ),
+        "lmloop.care",
+    ),
 }
 
 

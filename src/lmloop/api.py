@@ -6,22 +6,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmloop.config import home_directory, load_recipe
 from lmloop.errors import ArtifactError
-from lmloop.pipeline import Made, walk
+from lmloop.pipeline import Made, open_home, walk
 from lmloop.progress import Progress, Silent
 from lmloop.sections import ServeConfig
 from lmloop.store.artifact import MANIFEST, Artifact, ArtifactStore, open_artifact
-from lmloop.store.database import database_url, open_database
 from lmloop.store.lineage import Ancestor, trace
-from lmloop.store.registry import find_live, get_alias
+from lmloop.store.registry import ALIASES, Entry, Registry, find_live, mirror_folder
+from lmloop.upkeep import MonitorConfig
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+    from fastapi import APIRouter
+
     from lmloop.inference.engine import Answer
     from lmloop.inference.load import LoadedModel
     from lmloop.inference.sampling import Sampling
@@ -71,9 +75,11 @@ compress: Verb = partial(_make, "compress")
 
 
 def find(name: str | Path | None = None, *, home: str | Path | None = None) -> Artifact:
-    """The artifact that `name` means: a folder, a live model, or the beginning of a fingerprint.
+    """The artifact that `name` means: a folder, a model, or the beginning of a fingerprint.
 
-    None means the model that was made live last. Raises `ArtifactError` where there is nothing.
+    A model is `NAME` (the live one), `NAME/previous`, `NAME/candidate`, or an alias alone, which
+    means the model that was made live last, as None does. Raises `ArtifactError` where there is
+    nothing.
     """
     where = home_directory(home)
     if name is not None and (Path(name) / MANIFEST).is_file():
@@ -82,11 +88,31 @@ def find(name: str | Path | None = None, *, home: str | Path | None = None) -> A
         found = ArtifactStore(where).resolve(str(name))
         if found is not None:
             return found
+    with existing_database(home) as database:
+        return open_artifact(_find_entry(database, None if name is None else str(name)).path)
+
+
+def _find_entry(database: sa.Engine, name: str | None) -> Entry:
+    """The registry's row of `NAME`, `ALIAS` or `NAME/ALIAS`."""
+    model, _, alias = (name or "").rpartition("/")
+    if alias not in ALIASES:
+        model, alias = name or "", "live"
+    live = find_live(database, model or None)
+    rows = Registry(database, live.name).read()
+    if alias not in rows:
+        raise ArtifactError(f"{live.name} has no {alias}: it has {', '.join(sorted(rows))}")
+    return rows[alias]
+
+
+@contextmanager
+def existing_database(home: str | Path | None) -> Iterator[sa.Engine]:
+    """The database of a home that is there; raises `ArtifactError` where none is."""
+    where = home_directory(home)
     if not where.is_dir():
         raise ArtifactError(f"{where} does not exist: run a recipe first, or name another --home")
-    database = open_database(database_url(where))
+    database = open_home(where)
     try:
-        return open_artifact(find_live(database, None if name is None else str(name))["path"])
+        yield database
     finally:
         database.dispose()
 
@@ -98,15 +124,13 @@ def show(name: str | Path | None = None, *, home: str | Path | None = None) -> A
     tree = trace(artifact, ArtifactStore(where))
     if not where.is_dir():
         return tree
-    database = open_database(database_url(where))
-    try:
-        with database.connect() as connection:
-            live = get_alias(connection, artifact.name, "live")
-    finally:
-        database.dispose()
-    if live is None or live["path"] != str(artifact.path):
-        return tree
-    return Ancestor(f"live model {artifact.name}", f"generation {live['generation']}", (tree,))
+    with existing_database(home) as database:
+        rows = Registry(database, artifact.name).read()
+    for alias, entry in sorted(rows.items()):
+        if entry.path == str(artifact.path):
+            detail = f"generation {entry.generation}, code {artifact.code_version}"
+            return Ancestor(f"{alias} model {artifact.name}", detail, (tree,))
+    return tree
 
 
 def plan(recipe: str | Path, **overrides: Any) -> Plan:
@@ -201,17 +225,39 @@ def serve(
     *,
     home: str | Path | None = None,
     config: ServeConfig | None = None,
+    monitor: MonitorConfig | None = None,
     on_ready: Callable[[str], None],
 ) -> None:
-    """Serve a model over HTTP until interrupted; `on_ready` is told the address."""
+    """Serve a model over HTTP until interrupted; `on_ready` is told the address.
+
+    A model of the registry is followed: what becomes live later is served then. A folder is served
+    as it is.
+    """
     from lmloop.serving.server import serve as work
 
+    where = home_directory(home)
     folder = find_checkpoint(name, home=home)
-    known = (folder / MANIFEST).exists()
+    model_name = open_artifact(folder).name if _is_artifact(folder) else folder.resolve().name
+    database = open_home(where)
+    registry = Registry(database, model_name, mirror=mirror_folder(where))
+    entry = registry.read().get("live")
+    follows = entry is not None and entry.path == str(folder)
+
+    def build_pages() -> Sequence[APIRouter]:
+        from lmloop.monitoring.pages import build_monitor_pages
+
+        return [build_monitor_pages(database, name=model_name, config=monitor or MonitorConfig())]
+
     work(
         folder,
         config or ServeConfig(),
-        model_name=open_artifact(folder).name if known else folder.resolve().name,
-        database=open_database(database_url(home_directory(home))),
+        model_name=model_name,
+        database=database,
+        registry=registry if follows else None,
+        pages=build_pages,
         on_ready=on_ready,
     )
+
+
+def _is_artifact(folder: Path) -> bool:
+    return (folder / MANIFEST).exists()

@@ -8,60 +8,37 @@ from __future__ import annotations
 import errno
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
-from lmloop.errors import LmloopError, RecipeError, RequestError, UsageError
+from lmloop.errors import LmloopError, RequestError, UsageError
+from lmloop.options import (
+    OVERRIDES,
+    Home,
+    Host,
+    ModelName,
+    Name,
+    Port,
+    Recipe,
+    RecipeCommand,
+    Served,
+    parse_overrides,
+)
 
 INTERRUPTED = 130
+REFUSED = 3
+"""Exit code of an update whose candidate was refused or called back."""
 
 app = typer.Typer(
     name="lmloop",
-    help="Raw text to a language model that is trained, evaluated, compressed and served.",
+    help="Raw text to a language model that is trained, evaluated, compressed, served, watched and "
+    "refreshed.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-_SECTIONS = {"tokenize": ("tokenize", "model"), "pretrain": ("model", "pretrain")}
-"""Sections that a verb's help lists where they are not just the one of its name."""
-
-Recipe = Annotated[Path, typer.Argument(help="Recipe, a TOML file.", metavar="RECIPE")]
-Home = Annotated[
-    Path | None,
-    typer.Option("--home", help="Where everything lies [default: $LMLOOP_HOME or .lmloop]."),
-]
-Name = Annotated[
-    str | None,
-    typer.Argument(
-        help="Name of a recipe's live model, a fingerprint's beginning, or a folder "
-        "[default: the model made live last].",
-        metavar="[NAME]",
-        show_default=False,
-    ),
-]
-Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
-Port = Annotated[
-    int | None,
-    typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: a free one."),
-]
-
-
-class RecipeCommand(TyperCommand):
-    """A verb that takes a recipe: its help lists the recipe's keys as well."""
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the keys of the verb's sections (all, for `run` and `plan`), with defaults."""
-        from lmloop.config import describe_keys
-
-        sections = _SECTIONS.get(str(self.name), (str(self.name),))
-        with formatter.section("Recipe keys"):
-            formatter.write_dl(
-                [(f"--{key}=…", text) for key, text in describe_keys(sections).items()]
-            )
 
 
 @app.callback()
@@ -70,28 +47,6 @@ def _prepare() -> None:
 
     silence_telemetry()
     calm_threads()
-
-
-def parse_overrides(arguments: list[str]) -> dict[str, Any]:
-    """`--a.b=value` and `--a.b value` as a mapping; raises `RecipeError` for anything else."""
-    from lmloop.config import parse_value
-
-    overrides: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        key, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or ("." not in key and key not in ("name", "seed")):
-            raise RecipeError(
-                f"{word} is not known here: recipe keys are given as --section.key=value, "
-                "for example --pretrain.steps=200"
-            )
-        if not equals:
-            if not rest:
-                raise RecipeError(f"{word} has no value: write {word}=VALUE")
-            value = rest.pop(0)
-        overrides[key] = parse_value(value)
-    return overrides
 
 
 def _make(stage: str, recipe: Path, home: Path | None, context: typer.Context) -> None:
@@ -103,7 +58,7 @@ def _make(stage: str, recipe: Path, home: Path | None, context: typer.Context) -
     print(artifact.path)
 
 
-@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=OVERRIDES)
 def run(
     context: typer.Context,
     recipe: Recipe,
@@ -118,41 +73,47 @@ def run(
     overrides = parse_overrides(context.args)
     made = api.run(recipe, home=home, progress=make_progress(), **overrides)
     if serve and made.live is not None:
-        config = load_recipe(recipe, overrides).serve
-        api.serve(made.live.path, home=home, config=config, on_ready=_say_ready)
+        checked = load_recipe(recipe, overrides)
+        api.serve(
+            checked.name,
+            home=home,
+            config=checked.serve,
+            monitor=checked.monitor,
+            on_ready=_say_ready,
+        )
 
 
-@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=OVERRIDES)
 def prepare(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Read, clean, mask and deduplicate text; split it by hash."""
     _make("prepare", recipe, home, context)
 
 
-@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=OVERRIDES)
 def tokenize(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Train the tokenizer and write token shards."""
     _make("tokenize", recipe, home, context)
 
 
-@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=OVERRIDES)
 def pretrain(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Train a new model on the text."""
     _make("pretrain", recipe, home, context)
 
 
-@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=OVERRIDES)
 def finetune(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Train the model to answer: loss on the assistant's turns only."""
     _make("finetune", recipe, home, context)
 
 
-@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=OVERRIDES)
 def evaluate(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Measure the model on held-out text and write a report."""
     _make("evaluate", recipe, home, context)
 
 
-@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=OVERRIDES)
 def compress(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
     """Round the weights to 8 bits, refused if that costs too much."""
     _make("compress", recipe, home, context)
@@ -179,14 +140,159 @@ def generate(
 
 
 @app.command()
-def serve(name: Name = None, home: Home = None, host: Host = None, port: Port = None) -> None:
-    """Serve a model over HTTP, with a chat page."""
+def serve(name: Served = None, home: Home = None, host: Host = None, port: Port = None) -> None:
+    """Serve a model over HTTP, with a chat page; what becomes live later is served then."""
     from lmloop import api
+    from lmloop.config import load_recipe
     from lmloop.sections import ServeConfig
 
-    given = {"host": host, "port": port}
-    config = ServeConfig.model_validate({k: v for k, v in given.items() if v is not None})
-    api.serve(name, home=home, config=config, on_ready=_say_ready)
+    given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    if name is not None and name.endswith(".toml"):
+        recipe = load_recipe(name, {f"serve.{key}": value for key, value in given.items()})
+        name, config, watch = recipe.name, recipe.serve, recipe.monitor
+    else:
+        config, watch = ServeConfig.model_validate(given), None
+    api.serve(name, home=home, config=config, monitor=watch, on_ready=_say_ready)
+
+
+@app.command()
+def monitor(
+    name: Served = None,
+    home: Home = None,
+    minutes: Annotated[float, typer.Option(min=1, help="How far to look back.")] = 60.0,
+) -> None:
+    """Show traffic, times, ratings, signals and drift of a served model."""
+    from lmloop import care
+    from lmloop.console import show_monitor
+
+    show_monitor(care.monitor(name, home=home, seconds=60 * minutes))
+
+
+@app.command()
+def review(
+    ids: Annotated[list[str] | None, typer.Argument(help="Beginnings of ids to decide.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--model", help="Name of a model, or a recipe.")
+    ] = None,
+    home: Home = None,
+    accept: Annotated[bool, typer.Option("--accept", help="Let them be learnt from.")] = False,
+    reject: Annotated[bool, typer.Option("--reject", help="Never learn from them.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All that wait.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Why, for the record.")] = None,
+) -> None:
+    """List rated and corrected exchanges that wait for a decision, or decide."""
+    from lmloop import care
+    from lmloop.console import show_reviews
+
+    if not accept and not reject:
+        show_reviews(care.review(name, home=home))
+        return
+    if accept and reject or every == bool(ids):
+        raise UsageError("give --accept or --reject, and beginnings of ids or --all")
+    chosen = None if every else ids
+    decided = care.decide(chosen, accept=accept, reason=reason, name=name, home=home)
+    print(f"{len(decided)} {'accepted' if accept else 'rejected'}")
+
+
+@app.command(cls=RecipeCommand, context_settings=OVERRIDES)
+def update(
+    context: typer.Context,
+    recipe: Recipe,
+    home: Home = None,
+    rollout: Annotated[bool, typer.Option(help="Take it to the users if it passes.")] = True,
+) -> None:
+    """Learn from what was collected: train, judge, roll out; refused where it is no better."""
+    from lmloop import care
+    from lmloop.console import make_progress
+
+    overrides = parse_overrides(context.args)
+    turned = care.update(recipe, home=home, progress=make_progress(), rollout=rollout, **overrides)
+    print(f"{turned.result}: {turned.reason}")
+    if turned.verdict is not None:
+        print(turned.verdict.path)
+    if turned.result not in ("promoted", "passed"):
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def rollback(name: ModelName = None, home: Home = None) -> None:
+    """Make the previous model live again, at once."""
+    from lmloop import care
+
+    rolled = care.rollback(name, home=home)
+    told = f"{rolled.name}: live is {rolled.fingerprint[:12]} (generation {rolled.generation})"
+    if not rolled.servers:
+        print(f"{told}; no server is running")
+    elif rolled.waiting:
+        print(f"{told}; {rolled.waiting} of {rolled.servers} servers have not followed yet")
+    else:
+        print(f"{told}; served after {rolled.seconds:.2f} s")
+
+
+@app.command(cls=RecipeCommand, context_settings=OVERRIDES)
+def loop(
+    context: typer.Context,
+    recipe: Recipe,
+    home: Home = None,
+    once: Annotated[bool, typer.Option("--once", help="Look once, then end.")] = False,
+) -> None:
+    """Turn the whole circle unattended: on a schedule, on alarms, on feedback."""
+    from lmloop import care
+    from lmloop.console import make_progress
+
+    overrides = parse_overrides(context.args)
+    care.loop(recipe, home=home, progress=make_progress(), once=once, **overrides)
+
+
+@app.command()
+def gc(
+    home: Home = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="Keep at most this, such as 20GB [default: what is needed].")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove what no live, previous or candidate model needs."""
+    from lmloop import care
+
+    collected = care.gc(home=home, max_size=max_size, dry_run=dry_run)
+    for piece in collected.removed:
+        print(piece)
+    print(
+        f"{'would free' if dry_run else 'freed'} {collected.freed / 1e6:.1f} MB, "
+        f"{collected.bytes / 1e6:.1f} MB stay"
+    )
+    if collected.excess:
+        largest = "; ".join(str(piece) for piece in collected.kept[:3])
+        raise UsageError(
+            f"what has to stay is {collected.excess / 1e6:.1f} MB above --max-size; "
+            f"the largest: {largest}"
+        )
+
+
+@app.command()
+def reindex(home: Home = None) -> None:
+    """Rebuild the database's index and registry from what lies in the home."""
+    from lmloop import care
+
+    counts = care.reindex(home=home)
+    for line in counts.left_out:
+        print(f"left out: {line}")
+    print(f"{counts.artifacts} artifacts in the index")
+    for title, rows in (("restored", counts.restored), ("given up", counts.given_up)):
+        if rows:
+            print(f"{title}: {', '.join(rows)}")
+
+
+@app.command()
+def forget(
+    user: Annotated[str, typer.Argument(help="The user's name, as their requests gave it.")],
+    home: Home = None,
+) -> None:
+    """Delete all that is kept of a user, and name the models that have learnt from it."""
+    from lmloop import care
+
+    print("\n".join(care.forget(user, home=home).lines()))
 
 
 @app.command()
@@ -198,7 +304,7 @@ def show(name: Name = None, home: Home = None) -> None:
     show_ancestry(api.show(name, home=home))
 
 
-@app.command(cls=RecipeCommand, context_settings=_OVERRIDES)
+@app.command(cls=RecipeCommand, context_settings=OVERRIDES)
 def plan(context: typer.Context, recipe: Recipe) -> None:
     """Foresee parameters, memory, tokens and time of a recipe."""
     from lmloop import api

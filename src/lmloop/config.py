@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lmloop.errors import RecipeError
-from lmloop.sections import Recipe
+from lmloop.recipe import Recipe
 
 DEFAULT_HOME = Path(".lmloop")
 BUDGETS = frozenset({"budget", "steps", "replay"})
@@ -132,6 +132,11 @@ def _known_keys(location: list[str]) -> list[str]:
 def home_directory(given: str | Path | None = None) -> Path:
     """Where everything of a project lives: `given`, else `$LMLOOP_HOME`, else `./.lmloop`."""
     return Path(given or os.environ.get("LMLOOP_HOME") or DEFAULT_HOME).expanduser().resolve()
+
+
+def database_setting() -> str | None:
+    """URL of the database, where `$LMLOOP_DATABASE` says so; else it lies in the home."""
+    return os.environ.get("LMLOOP_DATABASE") or None
 
 
 def silence_telemetry() -> None:

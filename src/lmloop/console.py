@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from lmloop.progress import Progress, Task
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
+    from lmloop.monitoring.summary import Signal, Summary
+    from lmloop.monitoring.traffic import Percentiles, Traffic
     from lmloop.store.lineage import Ancestor
     from lmloop.training.plan import Plan
+    from lmloop.updating.review import Review
 
 SECONDS_BETWEEN_LINES = 5.0
+SHOWN_DROPPED = 10
+"""Exchanges that rules drop which a list of reviews shows; of the others it tells the number."""
 
 
 def make_progress() -> Progress:
@@ -175,3 +183,128 @@ def show_plan(plan: Plan) -> None:
             f"{sum(stage.memory.values()) / 1e6:,.0f} MB ({parts})",
         )
     console.print(table)
+
+
+def show_reviews(reviews: Sequence[Review]) -> None:
+    """Print what waits for a review in full, and what the rules drop anyway in a few lines."""
+    from rich.console import Console
+
+    from lmloop.updating.review import SHOWN_ID
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    waiting = [each for each in reviews if each.dropped is None]
+    for each in waiting:
+        turns = f", after {each.earlier_turns} earlier turns" if each.earlier_turns else ""
+        console.print(f"{each.id[:SHOWN_ID]}  user {each.user or 'unknown'}{turns}", style="bold")
+        console.print(f"  asked      {each.question}")
+        console.print(f"  answered   {each.answer}")
+        console.print(f"  correction {each.correction}" if each.correction else "  rated up")
+    dropped = Counter(each.dropped for each in reviews if each.dropped is not None)
+    for each in [each for each in reviews if each.dropped is not None][:SHOWN_DROPPED]:
+        text = each.answer if each.correction is None else each.correction
+        shown = f"user {each.user or 'unknown'}: {text}"
+        console.print(f"{each.id[:SHOWN_ID]}  dropped by {each.dropped}, {shorten(shown, 60)}")
+    told = ", ".join(f"{reason} {count:,}" for reason, count in dropped.most_common())
+    console.print(f"{len(waiting):,} wait for a decision: lmloop review ID… --accept or --reject")
+    if told:
+        console.print(f"{dropped.total():,} more are dropped by the rules: {told}")
+
+
+def show_monitor(summary: Summary) -> None:
+    """Print a summary: traffic and times, versions, signals beside their reference, drift."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    minutes = summary.seconds / 60
+    console.print(f"{summary.name}, last {minutes:,.0f} minutes", style="bold")
+    if summary.empty:
+        console.print("nothing has been served under this name yet")
+        return
+    _show_traffic(console, summary.traffic, minutes)
+    if summary.signals:
+        _show_table(
+            console,
+            ("signal", "now", "reference", "effect", "p", ""),
+            [_signal_row(signal) for signal in summary.signals],
+        )
+    told = ", ".join(f"{code} {share:.0%}" for code, share in summary.languages.items())
+    console.print(f"languages: {told or 'unknown'}")
+    changed = sum(bool(window.changed) for window in summary.windows)
+    console.print(
+        f"drift: {len(summary.windows)} windows, {changed} changed; {summary.waiting} of "
+        f"{summary.window_requests} requests for the next"
+    )
+    for alarm in summary.alarms:
+        signals = ", ".join(alarm.data["signals"])
+        console.print(f"ALARM {_moment(alarm.created)}: {signals}", style="bold red")
+    for server in summary.servers:
+        note = f", {server.note}" if server.note else ""
+        console.print(
+            f"server {server.address}: {server.live}, generation {server.generation}, candidate "
+            f"{server.candidate_state}{note}; heard {server.silent_seconds:.0f} s ago"
+        )
+    for event in summary.events:
+        console.print(f"{_moment(event.created)}  {event.kind}")
+
+
+def _show_traffic(console: Console, traffic: Traffic, minutes: float) -> None:
+    ends = ", ".join(f"{reason} {count:,}" for reason, count in traffic.endings.items())
+    console.print(
+        f"{traffic.requests:,} requests ({traffic.requests / minutes:,.1f} a minute): {ends}; "
+        f"{traffic.prompt_tokens:,} tokens read, {traffic.completion_tokens:,} made"
+    )
+    console.print(
+        f"rated {traffic.up:,} up, {traffic.down:,} down, {traffic.corrections:,} corrected"
+    )
+    _show_table(
+        console,
+        ("time", "median", "95 %", "99 %"),
+        [
+            ("first token", *_times(traffic.first_token)),
+            ("between tokens", *_times(traffic.between_tokens)),
+            ("whole answer", *_times(traffic.total)),
+        ],
+    )
+    _show_table(
+        console,
+        ("role", "weights", "requests", "failed", "up", "down"),
+        [
+            (each.arm, each.weights, *map(str, (each.requests, each.failed, each.up, each.down)))
+            for each in traffic.arms
+        ],
+    )
+
+
+def _show_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _times(seconds: Percentiles | None) -> tuple[str, str, str]:
+    if seconds is None:
+        return "-", "-", "-"
+    median, p95, p99 = (
+        f"{1000 * each:,.1f} ms" for each in (seconds.median, seconds.p95, seconds.p99)
+    )
+    return median, p95, p99
+
+
+def _signal_row(signal: Signal) -> tuple[str, ...]:
+    now, reference = (
+        "-" if value is None else f"{value:,.3g}" for value in (signal.now, signal.reference)
+    )
+    if not signal.points:
+        return signal.name, now, reference, "-", "-", ""
+    last = signal.points[-1]
+    changed = "changed" if last.changed else ""
+    return signal.name, now, reference, f"{last.effect:.2f}", f"{last.p:.2g}", changed
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

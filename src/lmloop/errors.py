@@ -8,10 +8,12 @@ LmloopError
 │   ├── TokenizerError       the tokenizer or its chat template cannot be used
 │   ├── ArtifactError        an artifact is missing, unfinished or changed on disk
 │   ├── DatabaseError        the database cannot be opened or used
+│   ├── RegistryError        a registry row is missing or was changed by other hands
 │   ├── DiskFullError        the disk has no room for what a stage writes
 │   ├── BusyError            another process works on the same thing
 │   ├── TrainingError        a run cannot start or go on
 │   ├── CompressionError     compression would cost more quality than was allowed
+│   ├── UpdateError          an update cannot start: too little feedback, or changed thresholds
 │   ├── ServingError         the server cannot start
 │   └── MissingExtraError    a library of an optional extra is not installed
 └── RequestError             one request cannot be served (carries an HTTP status)
@@ -57,6 +59,10 @@ class DatabaseError(UsageError):
     """The database cannot be opened, or is of a newer lmloop."""
 
 
+class RegistryError(UsageError):
+    """A registry row is missing, or was changed by other hands."""
+
+
 class DiskFullError(UsageError):
     """The disk has no room for what a stage writes."""
 
@@ -71,6 +77,10 @@ class TrainingError(UsageError):
 
 class CompressionError(UsageError):
     """Compression would cost more quality than the recipe allows."""
+
+
+class UpdateError(UsageError):
+    """An update cannot start or go on."""
 
 
 class ServingError(UsageError):

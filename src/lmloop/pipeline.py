@@ -14,13 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import sqlalchemy as sa
+
+from lmloop.config import database_setting
 from lmloop.errors import CompressionError
 from lmloop.progress import Progress
-from lmloop.sections import Recipe
+from lmloop.recipe import Recipe
 from lmloop.stages import STAGES, Stage, Workshop
-from lmloop.store.artifact import Artifact, artifact_key
+from lmloop.store.artifact import Artifact, artifact_key, open_artifact
 from lmloop.store.database import database_url, open_database
-from lmloop.store.registry import index_artifact, set_alias
+from lmloop.store.lineage import walk_back
+from lmloop.store.registry import Registry, index_artifact, mirror_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,11 @@ class Made:
     """The model that is served; None where the walk stopped before there was one."""
 
 
+def open_home(home: Path) -> sa.Engine:
+    """The database that goes with a home."""
+    return open_database(database_setting() or database_url(home))
+
+
 def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -> Made:
     """Make everything up to the stage `until` (all stages where None), then set the live model.
 
@@ -42,21 +51,36 @@ def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -
     """
     shop = Workshop(recipe=recipe, home=home, progress=progress)
     made: dict[str, Artifact] = {}
-    if until is not None:
-        _make_needed(STAGES[until], shop, made, asked=True)
-        return Made(made, live=None)
-    for stage in STAGES.values():
-        try:
-            _make_needed(stage, shop, made, asked=False)
-        except CompressionError as refusal:
-            progress.say(f"not compressed: {refusal}")
-    live = made.get("compress", made["finetune"])
-    database = open_database(database_url(home))
+    with shop.store.use():
+        if until is not None:
+            _make_needed(STAGES[until], shop, made, asked=True)
+            return Made(made, live=None)
+        for stage in STAGES.values():
+            try:
+                _make_needed(stage, shop, made, asked=False)
+            except CompressionError as refusal:
+                progress.say(f"not compressed: {refusal}")
+        return Made(made, _make_live(made, shop))
+
+
+def _make_live(made: Mapping[str, Artifact], shop: Workshop) -> Artifact:
+    """Make the last model live, unless updates have gone on from it; give what is live then."""
+    last = made.get("compress", made["finetune"])
+    database = open_home(shop.home)
     try:
-        set_alias(database, recipe.name, "live", live)
+        registry = Registry(database, shop.recipe.name, mirror=mirror_folder(shop.home))
+        entry = registry.read().get("live")
+        if entry is not None and entry.path != str(last.path) and Path(entry.path).is_dir():
+            live = open_artifact(entry.path)
+            ancestors = list(walk_back(live, shop.store))
+            updated = any(each.stage == "update" for each in ancestors)
+            if updated and made["finetune"] in ancestors:
+                shop.progress.say(f"live stays {live}: updates have gone on from this model")
+                return live
+        registry.set_live(last)
+        return last
     finally:
         database.dispose()
-    return Made(made, live)
 
 
 def _make_needed(stage: Stage, shop: Workshop, made: dict[str, Artifact], *, asked: bool) -> None:
@@ -76,12 +100,19 @@ def _has_answers(shards: Artifact) -> bool:
     return bool(shards.counts["train"]["answer_tokens"])
 
 
-def make(stage: Stage, shop: Workshop, inputs: Mapping[str, Artifact]) -> Artifact:
+def make(
+    stage: Stage,
+    shop: Workshop,
+    inputs: Mapping[str, Artifact],
+    *,
+    raw: Sequence[Mapping[str, str]] = (),
+) -> Artifact:
     """The artifact of one stage: found where it is made already, else made.
 
+    `raw` are inputs that are no artifacts (files, events), with kind, source and fingerprint.
     Raises `BusyError` where another process is making the same.
     """
-    origins = [*stage.sources(shop.recipe), *map(_origin, inputs.values())]
+    origins = [*stage.sources(shop.recipe), *raw, *map(_origin, inputs.values())]
     key = artifact_key(
         stage.name,
         stage.settings(shop.recipe),
@@ -137,7 +168,7 @@ def _origin(artifact: Artifact) -> dict[str, str]:
 
 
 def _index(home: Path, artifact: Artifact) -> None:
-    database = open_database(database_url(home))
+    database = open_home(home)
     try:
         index_artifact(database, artifact)
     finally:

@@ -1,6 +1,7 @@
-"""What a recipe may say: one frozen section a stage, a docstring under every field.
+"""What a recipe may say of making and serving a model: one frozen section a stage.
 
-The docstrings are the help on the command line as well. Reading a recipe is `lmloop.config`'s part.
+A docstring stands under every field: it is the help on the command line as well. What comes after
+serving is in `lmloop.upkeep`, the whole recipe in `lmloop.recipe`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,15 @@ def parse_duration(text: str) -> float:
     if match is None or not 0 < float(match[1]) < math.inf:
         raise ValueError(f"{text!r} is no duration: write a number and s, m or h, such as '5m'")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `"500MB"`, `"20GB"` or `"1TB"` (powers of ten); raises ValueError otherwise."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text)
+    size = float(match[1]) * 1000.0 ** " kMGT".index(match[2] or " ") if match else math.inf
+    if size == math.inf:
+        raise ValueError(f"{text!r} is no size: write a number and MB, GB or TB, such as '20GB'")
+    return int(size)
 
 
 class Section(BaseModel):
@@ -213,36 +223,18 @@ class ServeConfig(Section):
     """Sampling temperature of the chat page."""
     top_p: float = Field(default=0.9, gt=0, le=1)
     """Nucleus of the chat page."""
+    content: Literal["off", "redacted", "full"] = "off"
+    """What is kept of requests that say nothing of it: no words, masked words, or all words."""
+    retention_days: float | None = Field(default=30, gt=0)
+    """Days until a request's row is deleted; `"none"` keeps it for ever."""
+    signals: bool = True
+    """Measure every request: likelihoods, entropy, language, repetition, an embedding."""
+    swap: Literal["beside", "pause"] = "beside"
+    """How new weights come in: beside the old ones, or after a pause where memory holds one."""
+    keep_previous: bool = True
+    """Keep the engine of the previous weights running, so that a rollback takes no start."""
 
-
-class Recipe(Section):
-    """One TOML file: a section a stage."""
-
-    name: str = Field(pattern=NAME_PATTERN)
-    """What the result is called in the registry: lower case, digits, `.`, `_`, `-`."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of every random choice."""
-    prepare: PrepareConfig
-    tokenize: TokenizeConfig = TokenizeConfig()
-    model: ModelSection = ModelSection()
-    pretrain: PretrainConfig = PretrainConfig(budget="4m")
-    finetune: FinetuneConfig = FinetuneConfig(budget="1m")
-    evaluate: EvaluateConfig = EvaluateConfig()
-    compress: CompressConfig = CompressConfig()
-    serve: ServeConfig = ServeConfig()
-
-    @model_validator(mode="after")
-    def _check_rows(self) -> Recipe:
-        for stage in ("pretrain", "finetune"):
-            section: TrainConfig = getattr(self, stage)
-            if section.row_tokens > self.model.context_length:
-                raise ValueError(
-                    f"{stage}.row_tokens = {section.row_tokens} exceeds "
-                    f"model.context_length = {self.model.context_length}"
-                )
-            if section.batch_tokens % section.row_tokens:
-                raise ValueError(
-                    f"{stage}.batch_tokens = {section.batch_tokens} is no multiple of "
-                    f"{stage}.row_tokens = {section.row_tokens}"
-                )
-        return self
+    @field_validator("retention_days", mode="before")
+    @classmethod
+    def _read_none(cls, value: object) -> object:
+        return None if value == "none" else value

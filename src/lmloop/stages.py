@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmloop.config import calm_threads
 from lmloop.progress import Progress
-from lmloop.sections import Recipe
+from lmloop.recipe import Recipe
 from lmloop.store.artifact import Artifact, ArtifactStore
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Stage:
             return []
         from lmloop.corpus.prepare import fingerprint_sources
 
-        return fingerprint_sources(recipe.prepare)
+        return fingerprint_sources(recipe.prepare.sources)
 
     def release(self) -> None:
         """Hand freed memory back to the system, so that stages' peaks do not add up."""
@@ -108,7 +108,7 @@ def _tokenize(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
 
 
 def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
-    _tune()
+    tune()
     from lmloop.training.recipes import pretrain
 
     shards = inputs["tokenize"].path
@@ -119,14 +119,14 @@ def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         folder=folder,
         run=run,
         seed=shop.recipe.seed,
-        validate=_validation(shop, shards),
+        validate=make_validation(shop, shards),
         clock=time.monotonic,
         progress=shop.progress,
     )
 
 
 def _finetune(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
-    _tune()
+    tune()
     from lmloop.training.recipes import finetune
 
     shards = inputs["tokenize"].path
@@ -137,14 +137,14 @@ def _finetune(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         folder=folder,
         run=run,
         seed=shop.recipe.seed,
-        validate=_validation(shop, shards),
+        validate=make_validation(shop, shards),
         clock=time.monotonic,
         progress=shop.progress,
     )
 
 
 def _evaluate(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
-    _tune()
+    tune()
     from lmloop.corpus.splits import read_split
     from lmloop.evaluation.harness import evaluate
     from lmloop.inference.load import load
@@ -171,7 +171,7 @@ def _evaluate(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
 
 
 def _compress(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
-    _tune()
+    tune()
     from lmloop.compression.quantize import compress
     from lmloop.tokens.shards import Shards
 
@@ -184,14 +184,15 @@ def _compress(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
     )
 
 
-def _tune() -> None:
+def tune() -> None:
+    """Set threads and arithmetic of this process for heavy work."""
     calm_threads()
     from lmloop.model.hardware import tune_process
 
     tune_process()
 
 
-def _validation(shop: Workshop, shards: Path) -> Validate:
+def make_validation(shop: Workshop, shards: Path) -> Validate:
     """Bits per byte of the validation split's beginning, as a function of the model."""
     from lmloop.evaluation.perplexity import bits_per_byte_of
     from lmloop.tokens.shards import Shards

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lmloop.compression import quantize
 from lmloop.compression.quantize import compare_predictions, compress, measure_loss, refuse_loss
-from lmloop.compression.speed import compare_speed
+from lmloop.inference.speed import compare_speed
 from lmloop.errors import CompressionError
 from lmloop.inference.load import LoadedModel, load
 from lmloop.model.checkpoint import save_model

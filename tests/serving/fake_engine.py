@@ -38,6 +38,16 @@ class FakeSampling:
 
 
 @dataclass(frozen=True)
+class FakeSignals:
+    """What a real engine would have measured."""
+
+    prompt_nats: float | None
+    log_probability: float
+    entropy: float
+    embedding: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class FakePiece:
     """One step of one request."""
 
@@ -45,6 +55,7 @@ class FakePiece:
     text: str
     num_tokens: int
     finish_reason: str | None
+    signals: FakeSignals | None = None
 
 
 @dataclass
@@ -60,8 +71,10 @@ class FakeRequest:
 class FakeEngine:
     """One word a step for up to `max_running` requests."""
 
-    def __init__(self, *, max_running: int) -> None:
+    def __init__(self, *, max_running: int, word: str | None = None, signals: bool = True) -> None:
         self.max_running = max_running
+        self.signals = signals
+        self.vocabulary = WORDS if word is None else (word,)
         self.requests: dict[str, FakeRequest] = {}
 
     @property
@@ -82,9 +95,9 @@ class FakeEngine:
         if "fault" in prompt:
             raise ZeroDivisionError("secret of the engine")
         chance = random.Random(sampling.seed)
-        words = [chance.choice(WORDS) for _ in range(chance.randrange(3, 12))]
+        words = [chance.choice(self.vocabulary) for _ in range(chance.randrange(3, 12))]
         if "endless" in prompt:
-            words = ["on "] * 100_000
+            words = [self.vocabulary[0] if len(self.vocabulary) == 1 else "on "] * 100_000
         self.requests[request_id] = FakeRequest(prompt, sampling, words)
 
     def cancel(self, request_id: str) -> None:
@@ -115,7 +128,20 @@ class FakeEngine:
             finish = "length" if request.given == request.sampling.max_tokens else None
         if finish is not None:
             del self.requests[request_id]
-        return FakePiece(request_id, text, request.given, finish)
+        signals = None if finish is None or not self.signals else measure(request)
+        return FakePiece(request_id, text, request.given, finish, signals)
+
+
+def measure(request: FakeRequest) -> FakeSignals:
+    """Signals that follow from the prompt: one that says "strange" lies far from all others."""
+    strange = "strange" in request.prompt
+    near, far = (0.5,) * 32 + (-0.5,) * 32, (2.0,) * 64
+    return FakeSignals(
+        prompt_nats=6.0 if strange else 2.0 if len(request.prompt) > 1 else None,
+        log_probability=-3.0 if strange else -1.0,
+        entropy=4.0 if strange else 1.5,
+        embedding=far if strange else near,
+    )
 
 
 def make_sampling(fields: Mapping[str, Any]) -> FakeSampling:
@@ -125,7 +151,9 @@ def make_sampling(fields: Mapping[str, Any]) -> FakeSampling:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--max-running", type=int, default=4)
+    parser.add_argument("--no-signals", action="store_true")
     parser.add_argument("--fingerprint", default="0123456789abcdef")
+    parser.add_argument("--word", help="the only word of all answers")
     parser.add_argument("--process-ids", type=Path, help="each start adds its process id here")
     parser.add_argument("--gate", type=Path, help="do not get ready before this file exists")
     parser.add_argument("--fail", help="end like this: refuse, crash")
@@ -142,7 +170,11 @@ def main() -> None:
     while options.gate is not None and not options.gate.exists():
         time.sleep(0.01)
     worker = Worker(
-        FakeEngine(max_running=options.max_running), make_sampling=make_sampling, send=send
+        FakeEngine(
+            max_running=options.max_running, word=options.word, signals=not options.no_signals
+        ),
+        make_sampling=make_sampling,
+        send=send,
     )
     inbox: queue.Queue[Mapping[str, Any] | None] = queue.Queue()
     start_reader(inbox)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import hashlib
 import http.client
 import json
 import os
@@ -18,13 +20,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
+from fastapi import APIRouter
 
 from lmloop.records import Turn
 from lmloop.sections import ServeConfig
 from lmloop.serving.process import EngineSpec
 from lmloop.serving.prompts import Texts
 from lmloop.serving.server import Signals, listen, run_server
+from lmloop.serving.watcher import MakeSpec
 from lmloop.store.database import open_database, ratings_table, requests_table
+from lmloop.store.registry import Registry
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 MODEL = "tiny/chat"
@@ -57,6 +62,21 @@ def fake_spec(folder: Path, *arguments: str, capacity: int = 12, **limits: float
         capacity=capacity,
         **limits,
     )
+
+
+def fingerprint_of(version: str) -> str:
+    """What stands for the fingerprint of the weights called so."""
+    return hashlib.sha256(version.encode()).hexdigest()
+
+
+def version_spec(
+    folder: Path, version: str, *arguments: str, capacity: int = 12, **limits: float
+) -> EngineSpec:
+    """A fake engine that says nothing but its version."""
+    fingerprint = fingerprint_of(version)
+    said = ("--fingerprint", fingerprint, "--word", f"{version} ")
+    spec = fake_spec(folder, *said, *arguments, capacity=capacity, **limits)
+    return dataclasses.replace(spec, fingerprint=fingerprint)
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = 10.0) -> Any:
@@ -187,6 +207,9 @@ def running_server(
     *,
     config: ServeConfig | None = None,
     database: sa.Engine | None = None,
+    registry: Registry | None = None,
+    make_spec: MakeSpec | None = None,
+    pages: Callable[[], Sequence[APIRouter]] = tuple,
     wait: bool = True,
 ) -> Iterator[Server]:
     """Run a server in a thread until the block ends; with `wait`, from when it is ready."""
@@ -216,6 +239,9 @@ def running_server(
                         model_created=1_700_000_000,
                         database=database,
                         on_ready=lambda _url: ready.set(),
+                        registry=registry,
+                        make_spec=make_spec,
+                        pages=pages,
                         signals=signals,
                     )
                 )

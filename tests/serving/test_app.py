@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import PlainTextResponse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -99,7 +100,7 @@ in_range = st.fixed_dictionaries(
         "seed": st.none() | st.integers(-(2**63), 2**63 - 1),
         "stream": st.none() | st.booleans(),
         "max_tokens": st.none() | st.integers(1, 2**70),
-        "user": json_values,
+        "user": st.none() | st.text(max_size=20),
         "metadata": json_values,
     },
 )
@@ -163,6 +164,19 @@ def test_a_page_folder_of_ones_own_can_be_served(service: Service, tmp_path: Pat
     assert fetch(app, "/deep/a.css") == (200, b"p {}")
     for path in ("/secret", "/../secret", "/deep", "/deep/"):
         assert fetch(app, path)[0] == 404
+
+
+def test_a_page_of_another_stage_stands_beside_the_server_s_own(service: Service) -> None:
+    page = APIRouter()
+
+    @page.get("/monitor")
+    async def monitor() -> PlainTextResponse:
+        return PlainTextResponse("all is well")
+
+    app = create_app(service, pages=[page])
+    assert fetch(app, "/monitor") == (200, b"all is well")
+    assert fetch(app, "/")[0] == 200
+    assert fetch(create_app(service), "/monitor")[0] == 404
 
 
 def test_the_http_server_leaves_signals_and_proxies_alone(service: Service) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from pathlib import Path
@@ -10,9 +11,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lmloop.errors import ContextLengthError, RequestError
 from lmloop.serving.metrics import Metrics
+from lmloop.serving.replies import Usage
 from lmloop.serving.router import Router
 
-from .harness import MODEL, Server, chat_body, fake_spec, running_server, wait_until
+from .harness import (
+    MODEL,
+    Server,
+    chat_body,
+    fake_spec,
+    running_server,
+    version_spec,
+    wait_until,
+)
+from .inside import inside
 
 
 def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -31,9 +42,13 @@ def test_the_names_are_those_that_dashboards_know(server: Server) -> None:
         "llm_requests_finished",
         "llm_requests_rejected",
         "llm_time_to_first_token_seconds",
+        "llm_inter_token_latency_seconds",
         "llm_e2e_request_latency_seconds",
         "llm_model_info",
         "llm_engine_up",
+        "llm_engines_up",
+        "llm_registry_generation",
+        "llm_candidate_share_ratio",
         "llm_events_dropped",
         "http_requests",
         "http_request_duration_seconds",
@@ -54,6 +69,60 @@ def test_tokens_times_and_ends_are_counted(tmp_path: Path) -> None:
         assert server.metric("llm_requests_finished_total", reason="length") == 1
         labels = {"weights_version": "0123456789ab", "tokenizer_sha": "f" * 12}
         assert server.metric("llm_model_info", **labels) == 1
+
+
+def test_gaps_between_the_tokens_of_one_choice_are_timed(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        tokens = server.chat("slow", seed=3, n=2, max_tokens=4).json["usage"]["completion_tokens"]
+        assert tokens == 8
+        name = "llm_inter_token_latency_seconds"
+        assert server.metric(f"{name}_count", arm="live") == 8 - 2
+        # A slow step takes 20 ms.
+        assert 6 * 0.02 <= server.metric(f"{name}_sum", arm="live") < 6 * 2
+
+
+def test_the_arms_are_counted_apart_and_nobody_gets_a_shadows_tokens() -> None:
+    metrics = Metrics(model="m")
+    usage = Usage(prompt_tokens=3, completion_tokens=5)
+    for number, arm in enumerate(("live", "canary", "shadow"), start=1):
+        meter = metrics.of_arm(arm)  # type: ignore[arg-type]
+        meter.count_first_token(0.1)
+        meter.count_gap(0.01)
+        for _ in range(number):
+            meter.count_finished("stop", usage=usage, seconds=1.0)
+        found = [
+            sample(metrics, "llm_requests_finished_total", model="m", arm=arm, reason="stop"),
+            sample(metrics, "llm_time_to_first_token_seconds_count", model="m", arm=arm),
+            sample(metrics, "llm_inter_token_latency_seconds_count", model="m", arm=arm),
+            sample(metrics, "llm_e2e_request_latency_seconds_count", model="m", arm=arm),
+        ]
+        assert found == [number, 1, 1, number]
+    assert sample(metrics, "llm_prompt_tokens_total", model="m") == 3 * 3
+    assert sample(metrics, "llm_generation_tokens_total", model="m") == 3 * 5
+    assert sample(metrics, "llm_request_generation_tokens_count", model="m") == 3
+
+
+def test_the_state_of_a_rollout_is_shown(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with inside(tmp_path) as running:
+            router, metrics = running.service.router, running.service.metrics
+
+            def shown() -> list[float | None]:
+                metrics.expose(router)
+                ups = [
+                    sample(metrics, "llm_engines_up", model=MODEL, role=role)
+                    for role in ("live", "candidate", "previous")
+                ]
+                names = ("llm_registry_generation", "llm_candidate_share_ratio", "llm_engine_up")
+                return ups + [sample(metrics, name, model=MODEL) for name in names]
+
+            assert shown() == [1, 0, 0, 0, 0, 1]
+            await running.aim(version_spec(tmp_path, "B"), phase="shadow", share=20)
+            assert shown() == [1, 1, 0, 7, 0, 1]
+            await running.aim(version_spec(tmp_path, "B"), phase="canary", share=20)
+            assert shown() == [1, 1, 0, 7, 0.2, 1]
+
+    asyncio.run(scenario())
 
 
 def test_refusals_are_counted_by_reason(tmp_path: Path) -> None:

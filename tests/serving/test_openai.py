@@ -65,8 +65,8 @@ def test_ids_are_unguessable_and_never_the_same(server: Server) -> None:
     body = {"model": MODEL, "prompt": "a"}
     ids += [server.post("/v1/completions", body).json["id"] for _ in range(5)]
     assert len(set(ids)) == 10
-    assert all(re.fullmatch(r"chatcmpl-[0-9a-f]{24}", each) for each in ids[:5])
-    assert all(re.fullmatch(r"cmpl-[0-9a-f]{24}", each) for each in ids[5:])
+    assert all(re.fullmatch(r"chatcmpl-[0-9a-f]{48}", each) for each in ids[:5])
+    assert all(re.fullmatch(r"cmpl-[0-9a-f]{48}", each) for each in ids[5:])
 
 
 def test_a_stream_keeps_openais_contract(server: Server) -> None:

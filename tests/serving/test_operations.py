@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from lmloop.sections import ServeConfig
 
 from .harness import MODEL, Server, fake_spec, running_server, wait_until
 
-UNKNOWN = "chatcmpl-" + "0" * 24
+UNKNOWN = "chatcmpl-" + "0" * 48
 
 
 def rate(server: Server, response_id: str, **fields: Any) -> Any:
@@ -87,6 +88,16 @@ def test_info_tells_the_page_what_it_needs(tmp_path: Path) -> None:
                 "max_body_bytes": 2 * 1024 * 1024,
             },
             "defaults": {"temperature": 0.4, "top_p": 0.8, "max_tokens": 99},
+            "content": "off",
+            "rollout": {
+                "generation": 0,
+                "phase": None,
+                "share": 0,
+                "note": None,
+                "live": {"weights": "0123456789ab", "state": "ready"},
+                "candidate": None,
+                "previous": None,
+            },
         }
         assert server.chat("endless").json["usage"]["completion_tokens"] == 99
 
@@ -108,11 +119,7 @@ def test_a_rating_may_be_sent_again_and_replaces_the_first(server: Server) -> No
     for rating in (1, 1, -1, None):
         assert rate(server, response_id, rating=rating).status == 200
 
-    def ratings() -> list[Any]:
-        rows = server.ratings()
-        return [row["rating"] for row in rows if row["request_id"] == response_id]
-
-    wait_until(lambda: ratings() == [None])
+    wait_until(lambda: ratings_of(server, response_id) == [None])
 
 
 def test_a_completion_can_be_rated(server: Server) -> None:
@@ -133,6 +140,76 @@ def test_an_answer_that_was_never_given_cannot_be_rated(server: Server, response
     reply = rate(server, response_id, rating=1)
     assert (reply.status, reply.error["code"]) == (404, "response_not_found")
     assert reply.error["param"] == "response_id"
+
+
+def test_strangers_who_guess_never_reach_the_database(server: Server) -> None:
+    response_id = server.chat().json["id"]
+    statements: list[str] = []
+    sa.event.listen(
+        server.database,
+        "before_cursor_execute",
+        lambda _connection, _cursor, statement, *_: statements.append(statement),
+    )
+    for number in range(50):
+        guess = response_id[:-4] + f"{(int(response_id[-4:], 16) + 1 + number) % 65_536:04x}"
+        assert rate(server, guess, rating=1).status == 404
+    assert not any("ratings" in statement for statement in statements)
+
+
+def test_a_million_ratings_of_one_answer_are_twenty(server: Server) -> None:
+    response_id = server.chat().json["id"]
+    replies = [rate(server, response_id, rating=(1, -1)[n % 2]) for n in range(25)]
+    assert [reply.status for reply in replies] == [200] * 20 + [429] * 5
+    assert replies[-1].error["code"] == "too_many_ratings"
+    assert rate(server, server.chat().json["id"], rating=1).status == 200
+    wait_until(lambda: ratings_of(server, response_id) == [-1])
+
+
+def ratings_of(server: Server, response_id: str) -> list[Any]:
+    return [row["rating"] for row in server.ratings() if row["request_id"] == response_id]
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [(None, "mail <email>"), ("no", "mail <email>"), ("redacted", "mail <email>"), ("full", None)],
+)
+def test_a_correction_is_masked_unless_its_sender_says_full(
+    server: Server, word: str | None, kept: str | None
+) -> None:
+    text = "mail ann@example.org"
+    response_id = server.chat().json["id"]
+    body = {"response_id": response_id, "correction": text, "comment": text}
+    headers = {} if word is None else {"X-Lmloop-Consent": word}
+    assert server.post("/v1/feedback", body, headers=headers).status == 200
+    row = wait_until(lambda: [r for r in server.ratings() if r["request_id"] == response_id])[0]
+    assert (row["correction"], row["comment"]) == (kept or text, kept or text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "\x07\x1b[31mred\x7f",
+        "'; drop table ratings; --",
+        "a\r\nb\u2028",
+    ],
+)
+def test_what_a_correction_says_is_data(server: Server, text: str) -> None:
+    response_id = server.chat().json["id"]
+    assert rate(server, response_id, correction=text, comment=text).status == 200
+    row = wait_until(lambda: [r for r in server.ratings() if r["request_id"] == response_id])[0]
+    assert (row["correction"], row["comment"]) == (text, text)
+
+
+def test_a_correction_has_a_longest_length(server: Server) -> None:
+    response_id = server.chat().json["id"]
+    assert rate(server, response_id, correction="a" * 20_000).status == 200
+    for size, status in ((20_001, 400), (1_000_000, 400), (3_000_000, 413)):
+        reply = rate(server, response_id, correction="a" * size)
+        assert reply.status == status
+        assert b"aaaa" not in reply.body
+    row = wait_until(lambda: [r for r in server.ratings() if r["request_id"] == response_id])[0]
+    assert row["correction"] == "a" * 20_000
 
 
 @pytest.mark.parametrize("body", [{}, [], {"response_id": UNKNOWN, "rating": 5}, "x"])

@@ -43,7 +43,7 @@ async def reach(condition: Callable[[], Any], *, seconds: float = 15.0) -> None:
 
 
 def ask(engine: EngineProcess, prompt: str, *, count: int = 1, **sampling: Any) -> Generation:
-    generation = engine.open(count)
+    generation = Generation(engine, count=count)
     generation.start([(list(prompt.encode()), {"max_tokens": 5, **sampling})] * count)
     return generation
 
@@ -209,3 +209,27 @@ def test_texts_are_only_there_when_the_engine_is(tmp_path: Path) -> None:
         _ = engine.texts
     assert engine.process_id is None
     assert open_fake_texts().fingerprint == "f" * 64
+
+
+def test_what_the_engine_measured_comes_with_the_last_piece(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with started(fake_spec(tmp_path)) as engine:
+            generation = Generation(engine, count=1)
+            first = {"text": "a", "num_tokens": 1, "finish_reason": None}
+            last = {"text": "", "num_tokens": 1, "finish_reason": "stop"}
+            generation.take(0, first)
+            generation.take(0, {**last, "signals": {"entropy": 0.5}})
+            signals = [piece.signals async for piece in generation]
+            assert signals == [None, {"entropy": 0.5}]
+
+    asyncio.run(scenario())
+
+
+def test_a_signal_to_the_server_s_group_does_not_reach_the_engine(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with started(fake_spec(tmp_path)) as engine:
+            assert engine.process_id is not None
+            assert os.getpgid(engine.process_id) == engine.process_id
+            assert os.getsid(engine.process_id) == os.getsid(0)
+
+    asyncio.run(scenario())

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmloop.errors import RequestError
+from lmloop.records import Turn
 from lmloop.serving.schemas import (
     NEUTRAL,
     Feedback,
@@ -105,6 +106,8 @@ def test_text_parts_are_joined() -> None:
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"model": None}, "model"),
+        ({"user": 5}, "user"),
+        ({"safety_identifier": ["a"]}, "safety_identifier"),
         ({"model": ""}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
@@ -186,6 +189,32 @@ def test_unknown_fields_are_accepted_and_can_be_named() -> None:
     ]
 
 
+def test_a_chat_is_given_as_turns_with_its_opening_and_its_size() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "c"},
+        {"role": "user", "content": "de"},
+    ]
+    request = chat(messages=messages)
+    assert request.turns == [
+        Turn("system", "be kind"),
+        Turn("user", "a\nb"),
+        Turn("assistant", "c"),
+        Turn("user", "de"),
+    ]
+    assert (request.opening, request.characters) == ("a\nb", 13)
+    assert chat(messages=messages[:1]).opening is None
+
+
+def test_of_a_plain_text_the_first_prompt_is_what_a_user_says() -> None:
+    request = completion(prompt=["ab", "c"])
+    assert (request.turns, request.opening, request.characters) == ([Turn("user", "ab")], None, 3)
+    assert completion(prompt=[[1, 2], [3]]).turns == []
+    assert completion(prompt=[[1, 2], [3]]).characters == 3
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"model": "\\ud800"}'],
@@ -215,6 +244,13 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
 def test_feedback_is_up_down_or_withdrawn(rating: int | None) -> None:
     body = json.dumps({"response_id": ANSWER_ID, "rating": rating}).encode()
     assert parse_body(Feedback, body).rating == rating
+
+
+def test_feedback_knows_the_size_of_its_texts() -> None:
+    body = {"response_id": ANSWER_ID, "correction": "abc", "comment": "<script>\x07"}
+    feedback = parse_body(Feedback, json.dumps(body).encode())
+    assert (feedback.characters, feedback.comment) == (12, "<script>\x07")
+    assert parse_body(Feedback, json.dumps({"response_id": "a"}).encode()).characters == 0
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,17 @@ from typing import IO, Any
 
 import openai
 import pytest
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
 
-from lmloop.errors import ServingError
+from lmloop.errors import ArtifactError, ServingError
 from lmloop.sections import ServeConfig
 from lmloop.serving import server as server_module
 from lmloop.serving.server import Signals, engine_spec, listen, serve, url_of
 from lmloop.store.database import open_database
 
 from .harness import Server, fake_spec, read_events, running_server, wait_until
+from .home import Home
 
 SCRIPT = """
 import sys
@@ -90,6 +93,12 @@ def test_the_worker_is_started_without_the_current_folder_on_its_path(tmp_path: 
     assert spec.command[:3] == (sys.executable, "-P", "-m")
     assert spec.command[-2:] == ("--max-running", "3")
     assert spec.capacity == 7
+
+
+def test_an_engine_is_told_what_it_need_not_measure(tmp_path: Path) -> None:
+    spec = engine_spec(tmp_path, ServeConfig(signals=False), fingerprint="f" * 64)
+    assert spec.command[-1] == "--no-signals"
+    assert spec.fingerprint == "f" * 64
 
 
 def test_the_first_signal_says_leave_and_the_second_at_once() -> None:
@@ -175,6 +184,94 @@ def test_an_engine_that_cannot_start_ends_the_server_with_its_reason(tmp_path: P
     (failure,) = server.failure
     assert isinstance(failure, ServingError)
     assert "weights.bin changed on disk" in str(failure)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    made = Home(tmp_path)
+    yield made
+    made.database.dispose()
+
+
+@contextmanager
+def following(home: Home, *, config: ServeConfig | None = None) -> Iterator[Server]:
+    """A server that follows a home's registry."""
+    with running_server(
+        home.folder,
+        config=config,
+        database=open_database(str(home.database.url)),
+        registry=home.registry,
+        make_spec=home.make_spec,
+    ) as server:
+        yield server
+
+
+def words(server: Server, session: str = "s") -> set[str]:
+    reply = server.chat("endless", max_tokens=4, headers={"X-Lmloop-Session": session})
+    assert reply.status == 200, reply.body
+    return set(reply.json["choices"][0]["message"]["content"].split())
+
+
+def test_a_server_of_a_registry_serves_what_its_rows_say(home: Home) -> None:
+    a, b = home.make("A"), home.make("B")
+    home.registry.set_live(a)
+    home.registry.set_candidate(b, phase="canary", share=50)
+    with following(home) as server:
+        wait_until(lambda: home.servers() and home.server()["candidate_state"] == "ready")
+        assert home.server()["address"] == server.url
+        heard = {str(number): words(server, str(number)) for number in range(20)}
+        assert set.union(*heard.values()) == {"A", "B"}
+        assert {name: words(server, name) for name in heard} == heard
+        home.registry.promote()
+        wait_until(lambda: words(server) == {"B"})
+        home.registry.roll_back()
+        wait_until(lambda: words(server) == {"A"})
+    assert home.servers() == []
+
+
+def test_a_server_with_room_for_one_engine_lets_requests_wait_for_a_swap(home: Home) -> None:
+    a, b = home.make("A"), home.make("B")
+    home.registry.set_live(a)
+    home.close_gate("B")
+    config = ServeConfig(port=0, max_running=4, max_waiting=8, swap="pause")
+    with following(home, config=config) as server:
+        assert words(server) == {"A"}
+        home.registry.set_live(b)
+        wait_until(lambda: not server.is_ready())
+        answers: list[set[str]] = []
+        asking = threading.Thread(target=lambda: answers.append(words(server)))
+        asking.start()
+        wait_until(lambda: server.metric("llm_requests_waiting") == 1)
+        home.open_gate("B")
+        asking.join(10)
+        assert answers == [{"B"}]
+
+
+def test_a_server_does_not_start_with_weights_that_are_not_what_their_row_says(home: Home) -> None:
+    a = home.make("A")
+    home.registry.set_live(a)
+    (a.path / "weights.bin").write_text("other")
+    with running_server(
+        home.folder, registry=home.registry, make_spec=home.make_spec, wait=False
+    ) as server:
+        assert server.ended.wait(15)
+    (failure,) = server.failure
+    assert isinstance(failure, ArtifactError)
+    assert not (home.folder / "process-ids").exists()
+
+
+def test_pages_of_other_stages_are_served(tmp_path: Path) -> None:
+    page = APIRouter()
+
+    @page.get("/monitor")
+    async def monitor() -> PlainTextResponse:
+        return PlainTextResponse("all is well")
+
+    with running_server(tmp_path, pages=lambda: [page]) as server:
+        reply = server.get("/monitor")
+        assert (reply.status, reply.body) == (200, b"all is well")
+        assert "content-security-policy" in reply.headers
+        assert server.get("/").status == 200
 
 
 @dataclass

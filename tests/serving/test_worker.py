@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from lmloop.serving.worker import GENERIC, MAX_FAILED_STEPS, Worker, read_messages
+from lmloop.errors import ArtifactError
+from lmloop.serving.worker import GENERIC, MAX_FAILED_STEPS, Worker, load_worker, read_messages
 
 from .fake_engine import FakeEngine, make_sampling
 from .harness import FAKE_ENGINE
@@ -73,6 +78,26 @@ def test_a_request_is_answered_piece_by_piece_to_its_last_token() -> None:
     assert "".join(piece["text"] for piece in pieces) == "on on on on on "
     assert [piece["finish_reason"] for piece in pieces] == [None] * 4 + ["length"]
     assert told.messages[-1]["running"] == 0
+
+
+def test_the_last_piece_alone_carries_the_signals() -> None:
+    with working(FakeEngine(max_running=2)) as (inbox, told):
+        inbox.generate("a", "endless")
+        inbox.generate("b", "x", max_tokens=1)
+        told.wait_for(lambda: told.pieces("a") and told.pieces("a")[-1]["finish_reason"])
+    *earlier, last = told.pieces("a")
+    assert not any("signals" in piece for piece in earlier)
+    embedding = np.frombuffer(base64.b64decode(last["signals"].pop("embedding")), dtype="<f2")
+    assert embedding.tolist() == [0.5] * 32 + [-0.5] * 32
+    assert last["signals"] == {"prompt_nats": 2.0, "log_probability": -1.0, "entropy": 1.5}
+    assert told.pieces("b")[-1]["signals"]["prompt_nats"] is None
+
+
+def test_an_engine_that_measures_nothing_tells_so() -> None:
+    with working(FakeEngine(max_running=2, signals=False)) as (inbox, told):
+        inbox.generate("a", "endless")
+        told.wait_for(lambda: told.pieces("a") and told.pieces("a")[-1]["finish_reason"])
+    assert told.pieces("a")[-1]["signals"] is None
 
 
 def test_a_new_request_joins_the_batch_between_two_steps() -> None:
@@ -169,9 +194,99 @@ def test_the_end_of_the_lines_ends_the_inbox() -> None:
     assert [inbox.get(), inbox.get()] == [{"op": "cancel", "id": "a"}, None]
 
 
-def run_worker(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+def spoil(checkpoint: Path, folder: Path, tensor: str, value: float) -> Path:
+    """A copy of a checkpoint with one number of one tensor changed."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoint, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights[tensor].view(-1)[-1] = value
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+LAYER = "model.layers.0"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        f"{LAYER}.input_layernorm.weight",
+        f"{LAYER}.self_attn.k_proj.weight",
+        f"{LAYER}.mlp.down_proj.weight",
+    ],
+)
+def test_weights_that_predict_nothing_finite_are_refused(
+    checkpoint: Path, tmp_path: Path, tensor: str, value: float
+) -> None:
+    folder = spoil(checkpoint, tmp_path / "spoilt", tensor, value)
+    told = Told()
+    with pytest.raises(ArtifactError, match="spoilt predicts nothing finite") as caught:
+        load_worker(folder, max_running=1, signals=False, send=told)
+    assert "\n" not in str(caught.value)
+    assert told.messages == []
+
+
+@pytest.mark.parametrize("signals", [True, False])
+def test_a_loaded_worker_measures_where_it_is_asked_to(checkpoint: Path, signals: bool) -> None:
+    told, inbox = Told(), Inbox()
+    worker = load_worker(checkpoint, max_running=1, signals=signals, send=told)
+    inbox.generate("a", "a cat", temperature=0.0)
+    worker._handle(inbox.get())
+    while worker.engine.has_work():
+        worker._step()
+    found = told.pieces("a")[-1]["signals"]
+    assert (found is not None) == signals
+    if signals:
+        assert found["prompt_nats"] > 0 > found["log_probability"]
+        assert len(base64.b64decode(found["embedding"])) == 128
+        assert all(math.isfinite(each) for name, each in found.items() if name != "embedding")
+
+
+def command_of(folder: Path, *flags: str) -> list[str]:
     command = [sys.executable, "-m", "lmloop.serving.worker", str(folder), "--max-running", "2"]
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
+    return [*command, *flags]
+
+
+def run_worker(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command_of(folder), input=text, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--no-signals",)])
+def test_the_real_worker_tells_signals_unless_it_is_told_not_to(
+    checkpoint: Path, flags: tuple[str, ...]
+) -> None:
+    sampling = {"max_tokens": 3, "temperature": 0.0}
+    request = {"op": "generate", "id": "1-0", "tokens": [5, 6, 7], "sampling": sampling}
+    command = command_of(checkpoint, *flags)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        messages = map(json.loads, process.stdout)
+        pieces = (piece for message in messages for piece in message.get("pieces", ()))
+        last = next(piece for piece in pieces if piece["finish_reason"])
+        process.stdin.close()
+    assert (last["signals"] is None) == bool(flags)
+
+
+@pytest.mark.slow
+def test_a_folder_with_a_layer_of_nan_is_told_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    name = f"{LAYER}.mlp.down_proj.weight"
+    done = run_worker(spoil(checkpoint, tmp_path / "spoilt", name, math.nan), "")
+    failed = json.loads(done.stdout)
+    assert (failed["op"], failed["usage"], done.returncode) == ("failed", True, 2)
+    assert "predicts nothing finite" in failed["message"]
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,23 @@ def test_all_artifacts_come_oldest_first_and_drafts_do_not(
     early = make_artifact("a", key=OTHER_KEY)
     shutil.copytree(early.path, store.root / ".prepare-draft.1")
     assert store.all() == [early, late]
+
+
+def test_damaged_artifacts_are_left_out_of_all_and_refused_by_name(
+    store: ArtifactStore, make_artifact: MakeArtifact
+) -> None:
+    damaged, whole = make_artifact("one", key=KEY), make_artifact("two", key=OTHER_KEY)
+    (damaged.path / "manifest.json").write_text("{")
+    (store.root / "empty").mkdir()
+    (store.root / "file").write_text("")
+    assert store.all() == [whole]
+    assert store.resolve(damaged.fingerprint[:12]) is None
+    found, others = store.scan()
+    assert found == [whole]
+    assert {path.name for path in others} == {damaged.path.name, "empty", "file"}
+    assert all(str(path) in reason for path, reason in others.items())
+    with pytest.raises(ArtifactError, match="is damaged"):
+        store.find("prepare", KEY)
 
 
 def test_a_fingerprint_is_found_by_its_beginning_unless_two_begin_so(
@@ -279,6 +297,55 @@ def test_a_second_writer_is_refused_and_the_first_ones_draft_stays(store: Artifa
         with pytest.raises(BusyError), store.write("prepare", KEY):
             pass
         assert (draft.path / "a.txt").read_text() == "a"
+
+
+def test_whoever_removes_is_alone_and_workers_work_together(store: ArtifactStore) -> None:
+    with (
+        store.use(),
+        store.lock("prepare", KEY),
+        store.write("tokenize", KEY),
+        pytest.raises(BusyError, match="another process is at work in"),
+        store.own(),
+    ):
+        pass
+    with store.own(), pytest.raises(BusyError), store.own():
+        pass
+    with store.own():
+        pass
+
+
+def test_a_worker_waits_for_who_removes_and_not_for_ever(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        with store.lock("prepare", KEY):
+            done.set()
+
+    worker = threading.Thread(target=work)
+    with store.own():
+        worker.start()
+        assert began.wait(10)
+        assert not done.wait(0.1)
+    assert done.wait(10)
+    worker.join(10)
+    monkeypatch.setattr("lmloop.store.artifact.USE_SECONDS", 0.05)
+    with (
+        store.own(),
+        pytest.raises(BusyError, match="is removing artifacts from"),
+        store.write("prepare", KEY),
+    ):
+        pass
+
+
+def test_a_stage_is_free_unless_somebody_holds_it(store: ArtifactStore) -> None:
+    name = store.path("prepare", KEY).name
+    assert store.is_free(name)
+    with store.lock("prepare", KEY):
+        assert not store.is_free(name)
+    assert store.is_free(name)
 
 
 def test_a_writer_in_another_process_is_respected_until_it_is_killed(

@@ -114,7 +114,33 @@ def test_consent_is_off_by_default_sent_only_when_given_and_remembered(
     box.uncheck()
     chat.ask("Private again")
     consents = [asked.headers.get("x-lmloop-consent") for asked in fake.asked]
-    assert consents == [None, "yes", "yes", None]
+    assert consents == ["no", "full", "full", "no"]
+
+
+def test_one_person_is_one_user_and_each_chat_is_one_session(chat: Chat, fake: FakeServer) -> None:
+    chat.ask("One")
+    chat.reload()
+    chat.ask("Two")
+    chat.page.locator("#new-chat").click()
+    chat.ask("Three")
+    users = [body["user"] for body in fake.chats()]
+    sessions = [asked.headers["x-lmloop-session"] for asked in fake.asked]
+    assert len(set(users)) == 1
+    assert sessions[0] == sessions[1] != sessions[2]
+    assert all(re.fullmatch("[0-9a-f]{24}", each) for each in (*users, *sessions))
+    assert set(users).isdisjoint(sessions)
+
+
+def test_a_browser_that_remembers_nothing_is_somebody_new_each_time(
+    chat: Chat, fake: FakeServer
+) -> None:
+    chat.ask("One")
+    chat.store("user", {"not": "an id"})
+    chat.reload()
+    chat.ask("Two")
+    users = [body["user"] for body in fake.chats()]
+    assert users[0] != users[1]
+    assert chat.stored("user") == users[1]
 
 
 def test_settings_travel_with_the_request_are_kept_and_can_be_reset(

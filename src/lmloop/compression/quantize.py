@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmloop.compression.speed import compare_speed
 from lmloop.errors import CompressionError
 from lmloop.evaluation.perplexity import bits_per_byte_of
 from lmloop.inference.load import LoadedModel, load
+from lmloop.inference.speed import compare_speed
 from lmloop.model.checkpoint import WEIGHTS, load_model, save_model
 from lmloop.model.cost import count_parameters
 from lmloop.model.quantized import Int8Linear, quantize_int8

@@ -58,13 +58,12 @@ def prepare(config: PrepareConfig, folder: Path, *, seed: int, progress: Progres
     )
 
 
-def fingerprint_sources(config: PrepareConfig) -> list[dict[str, str]]:
+def fingerprint_sources(sources: Sequence[str]) -> list[dict[str, str]]:
     """What `PrepareResult.sources` will be, by hashing the files without parsing them.
 
     Raises `SourceError` where a source is missing.
     """
-    sources = find_sources(config.sources)
-    return [_trace(source, describe_files(source)) for source in sources]
+    return [_trace(source, describe_files(source)) for source in find_sources(sources)]
 
 
 def _run(

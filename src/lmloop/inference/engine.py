@@ -16,6 +16,7 @@ import torch
 from lmloop.errors import ContextLengthError, RequestError, UsageError
 from lmloop.inference.load import LoadedModel
 from lmloop.inference.sampling import Sampling, choose
+from lmloop.inference.signals import Meter, Signals, Tally
 from lmloop.inference.text import TextAssembler
 from lmloop.model.cache import Chunk, SlotCache
 
@@ -33,6 +34,8 @@ class Piece:
     """Tokens of the answer so far, the stop token not counted."""
     finish_reason: str | None
     """"stop" or "length" with the last piece."""
+    signals: Signals | None = None
+    """With the last piece, where the engine measures them and all are finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class Request:
     sampling: Sampling
     generator: torch.Generator
     assembler: TextAssembler
+    tally: Tally
+    """Stays empty in an engine that does not measure."""
     slot: int = -1
     computed: int = 0
     """Tokens whose keys and values are in the cache."""
@@ -66,10 +71,18 @@ class Request:
 
 
 class Engine:
-    """Generates for up to `max_running` requests together, first come first served."""
+    """Generates for up to `max_running` requests together, first come first served.
 
-    def __init__(self, model: LoadedModel, *, max_running: int = 16) -> None:
+    With `signals`, an answer's last piece carries what the model says of it; the answers themselves
+    are the same to the token.
+    """
+
+    def __init__(self, model: LoadedModel, *, max_running: int = 16, signals: bool = False) -> None:
         self._model = model
+        self._meter: Meter | None = None
+        if signals:
+            transformer = model.transformer
+            self._meter = Meter(transformer.project, hidden_size=model.config.hidden_size)
         self._tokenizer = model.require_tokenizer()
         self._stops = frozenset(self._tokenizer.stop_ids)
         self._context = model.config.context_length
@@ -117,7 +130,15 @@ class Engine:
             generator.manual_seed(sampling.seed)
         assembler = TextAssembler(self._tokenizer, sampling.stop)
         self._waiting.append(
-            Request(request_id, list(tokens), len(tokens), sampling, generator, assembler)
+            Request(
+                request_id,
+                list(tokens),
+                len(tokens),
+                sampling,
+                generator,
+                assembler,
+                Tally(tuple(tokens)),
+            )
         )
 
     def cancel(self, request_id: str) -> None:
@@ -135,7 +156,12 @@ class Engine:
             return []
         logits = self._run(batch)
         done = [seq for seq, chunk in batch if chunk.stop == len(seq.tokens)]
-        pieces = [self._accept(seq, row) for seq, row in zip(done, logits, strict=True)]
+        chosen = [
+            choose(row, seq.sampling, seq.generator) for seq, row in zip(done, logits, strict=True)
+        ]
+        if self._meter is not None and done:
+            self._meter.note_answers([seq.tally for seq in done], logits, chosen)
+        pieces = [self._accept(seq, token) for seq, token in zip(done, chosen, strict=True)]
         for sequence in [each for each in done if each.finish_reason is not None]:
             self._release(sequence)
         return pieces
@@ -190,7 +216,7 @@ class Engine:
         return batch
 
     def _run(self, batch: Sequence[tuple[Request, Chunk]]) -> torch.Tensor:
-        """Logits [n, V] behind the last token of the n sequences that are complete."""
+        """Logits, fp32 [n, V], behind the last token of the n sequences that are complete."""
         tokens = [token for seq, chunk in batch for token in seq.tokens[chunk.start : chunk.stop]]
         view = self._cache.view([chunk for _, chunk in batch])
         transformer = self._model.transformer
@@ -198,14 +224,17 @@ class Engine:
         last, row = [], -1
         for sequence, chunk in batch:
             row += chunk.count
+            if self._meter is not None and chunk.start < sequence.prompt_length:
+                states = hidden[row + 1 - chunk.count : row + 1]
+                self._meter.read_prompt(sequence.tally, states, start=chunk.start)
             sequence.computed = chunk.stop
             if chunk.stop == len(sequence.tokens):
                 last.append(row)
-        return transformer.project(hidden[last])
+        # At once for all rows: whoever draws from them or measures them needs them so.
+        return transformer.project(hidden[last]).float()
 
-    def _accept(self, sequence: Request, logits: torch.Tensor) -> Piece:
-        """Choose the next token of one request and say what it adds."""
-        token = choose(logits, sequence.sampling, sequence.generator)
+    def _accept(self, sequence: Request, token: int) -> Piece:
+        """Take the token chosen for one request and say what it adds."""
         if token in self._stops:
             sequence.finish_reason = "stop"
             text = sequence.assembler.finish()
@@ -217,7 +246,16 @@ class Engine:
             elif self._is_full(sequence):
                 sequence.finish_reason = "length"
                 text += sequence.assembler.finish()
-        return Piece(sequence.request_id, text, sequence.num_answer_tokens, sequence.finish_reason)
+        signals = None
+        if self._meter is not None and sequence.finish_reason is not None:
+            signals = self._meter.finish(sequence.tally)
+        return Piece(
+            sequence.request_id,
+            text,
+            sequence.num_answer_tokens,
+            sequence.finish_reason,
+            signals,
+        )
 
     def _is_full(self, sequence: Request) -> bool:
         asked = sequence.num_answer_tokens >= sequence.sampling.max_tokens

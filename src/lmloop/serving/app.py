@@ -7,11 +7,11 @@ router first and closes it afterwards (see `lmloop.serving.server`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 from starlette.staticfiles import StaticFiles
 
@@ -26,8 +26,10 @@ GRACE_SECONDS = 2
 """How long clients may take to read the end of their answers once all are made."""
 
 
-def create_app(service: Service, *, web_folder: Path = WEB_FOLDER) -> FastAPI:
-    """Build the app of one served model."""
+def create_app(
+    service: Service, *, web_folder: Path = WEB_FOLDER, pages: Sequence[APIRouter] = ()
+) -> FastAPI:
+    """Build the app of one served model; `pages` are the routes of other stages' pages."""
     # No schema pages: theirs load scripts from elsewhere, and docs/serve.md says it better.
     app = FastAPI(
         title="lmloop", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
@@ -35,6 +37,8 @@ def create_app(service: Service, *, web_folder: Path = WEB_FOLDER) -> FastAPI:
     install_failures(app)
     app.include_router(build_openai_routes(service))
     app.include_router(build_operations_routes(service))
+    for page in pages:
+        app.include_router(page)
     _add_page(app, web_folder)
     app.add_middleware(Door, host=service.config.host, metrics=service.metrics)
     return app

@@ -1,38 +1,46 @@
 """Every request and rating becomes a row in the database, and no request ever waits for it.
 
-Takes: rows of `requests_table` and `ratings_table`. Gives: them to one thread that writes in
+Takes: functions that make rows. Gives: their rows to one thread that makes and writes them in
 batches. A full queue, a full disk or a broken database loses events, counted, and nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from lmloop.store.database import (
-    ratings_table,
-    request_exists,
-    requests_table,
-    write_events,
-)
+from lmloop.serving.retention import Retention
+from lmloop.store.events import write_events
 
 MAX_WAITING = 10_000
 """Events that may wait for the writer."""
+MAX_WAITING_CHARACTERS = 64 * 1024 * 1024
+"""Size of their texts together."""
 MAX_BATCH = 500
 """Events of one transaction."""
-MAX_RECENT = 20_000
-"""Answers whose ids are remembered, so that a rating may come before its request's row."""
+GATHER_SECONDS = 0.1
+"""How long the first event of a batch waits for others: a transaction costs more than a row."""
 RETRY_SECONDS = 0.2
 """Pause before the one retry of a batch that the database refused."""
 
-Event = tuple[sa.Table, Mapping[str, Any]]
+Row = Mapping[str, Any]
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """An event on its way to the writer's thread, where its row is made."""
+
+    table: sa.Table
+    build: Callable[[], Row]
+    characters: int
 
 
 class EventWriter:
@@ -43,38 +51,37 @@ class EventWriter:
         database: sa.Engine,
         *,
         on_dropped: Callable[[int], None],
+        retention: Retention | None = None,
+        warm_up: Callable[[], object] | None = None,
         max_waiting: int = MAX_WAITING,
-        max_recent: int = MAX_RECENT,
+        max_waiting_characters: int = MAX_WAITING_CHARACTERS,
     ) -> None:
+        """`warm_up` is called first on the thread, so that no request's row waits for it."""
         self._database = database
         self._on_dropped = on_dropped
-        self._queue: queue.Queue[Event | None] = queue.Queue(max_waiting)
-        self._recent: OrderedDict[str, None] = OrderedDict()
-        self._max_recent = max_recent
+        self._retention = retention
+        self._warm_up = warm_up
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue(max_waiting)
+        self._max_waiting_characters = max_waiting_characters
+        self._waiting_characters = 0
+        self._counting = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         self._thread.start()
 
-    def remember(self, response_id: str) -> None:
-        """Note that an answer with this id is being served."""
-        self._recent[response_id] = None
-        if len(self._recent) > self._max_recent:
-            self._recent.popitem(last=False)
+    def record(self, table: sa.Table, build: Callable[[], Row], *, characters: int = 0) -> None:
+        """Queue an event whose row `build` makes; a later row of the same key replaces it.
 
-    def knows(self, response_id: str) -> bool:
-        """Whether this answer was ever served; raises SQLAlchemyError where nobody can tell.
-
-        Blocks on the database for older answers: call it on a thread.
+        `characters` is about the size of the texts that wait with it.
         """
-        return response_id in self._recent or request_exists(self._database, response_id)
-
-    def record_request(self, row: Mapping[str, Any]) -> None:
-        """Queue a row of `requests_table`."""
-        self._put(requests_table, row)
-
-    def record_rating(self, row: Mapping[str, Any]) -> None:
-        """Queue a row of `ratings_table`; it replaces an earlier one of the same answer."""
-        self._put(ratings_table, row)
+        if not self._has_room(characters):
+            self._on_dropped(1)
+            return
+        try:
+            self._queue.put_nowait(_Waiting(table, build, characters))
+        except queue.Full:
+            self._give_room(characters)
+            self._on_dropped(1)
 
     def close(self, *, seconds: float = 5.0) -> None:
         """Write what waits, for at most so long."""
@@ -86,56 +93,83 @@ class EventWriter:
             return
         self._thread.join(seconds)
 
-    def _put(self, table: sa.Table, row: Mapping[str, Any]) -> None:
-        # PostgreSQL has no NUL in text.
-        clean = {
-            name: value.replace("\0", "\ufffd") if isinstance(value, str) else value
-            for name, value in row.items()
-        }
-        try:
-            self._queue.put_nowait((table, clean))
-        except queue.Full:
-            self._on_dropped(1)
+    def _has_room(self, characters: int) -> bool:
+        with self._counting:
+            if self._waiting_characters + characters > self._max_waiting_characters:
+                return False
+            self._waiting_characters += characters
+            return True
+
+    def _give_room(self, characters: int) -> None:
+        with self._counting:
+            self._waiting_characters -= characters
 
     def _run(self) -> None:
+        self._prepare()
         while True:
+            if self._retention is not None and self._retention.seconds_left() <= 0:
+                self._retention.enforce()
             batch = self._take()
             events = [event for event in batch if event is not None]
-            if events:
-                self._write(events)
+            rows = [row for row in map(self._build, events) if row is not None]
+            if rows:
+                self._write(rows)
+            self._give_room(sum(event.characters for event in events))
             if len(events) < len(batch):
                 return
 
-    def _take(self) -> list[Event | None]:
-        """At least one event, and what else waits; None marks the end."""
-        batch = [self._queue.get()]
-        while len(batch) < MAX_BATCH and batch[-1] is not None:
-            try:
+    def _prepare(self) -> None:
+        if self._warm_up is None:
+            return
+        try:
+            self._warm_up()
+        except Exception:
+            logger.exception("what events need cannot be opened")
+
+    def _take(self) -> list[_Waiting | None]:
+        """What waits, or nothing where it is time to look at the retention; None marks the end."""
+        seconds = None if self._retention is None else max(0.0, self._retention.seconds_left())
+        batch: list[_Waiting | None] = []
+        with contextlib.suppress(queue.Empty):
+            batch.append(self._queue.get(timeout=seconds))
+            self._closing.wait(GATHER_SECONDS)
+            while len(batch) < MAX_BATCH and batch[-1] is not None:
                 batch.append(self._queue.get_nowait())
-            except queue.Empty:
-                break
         return batch
 
-    def _write(self, events: list[Event]) -> None:
+    def _build(self, event: _Waiting) -> tuple[sa.Table, Row] | None:
         try:
-            self._try_twice(events)
+            row = event.build()
+        except Exception as error:
+            self._drop(1, error)
+            return None
+        # PostgreSQL has no NUL in text.
+        return event.table, {
+            name: value.replace("\0", "\ufffd") if isinstance(value, str) else value
+            for name, value in row.items()
+        }
+
+    def _write(self, rows: list[tuple[sa.Table, Row]]) -> None:
+        try:
+            self._try_twice(rows)
         except sa.exc.OperationalError as error:
             # The database as a whole is away, locked or full: single rows would fare no better.
-            self._drop(len(events), error)
+            self._drop(len(rows), error)
         except Exception as error:
-            if len(events) == 1:
+            if len(rows) == 1:
                 self._drop(1, error)
                 return
-            for event in events:
-                self._write([event])
+            for row in rows:
+                self._write([row])
 
-    def _try_twice(self, events: list[Event]) -> None:
+    def _try_twice(self, rows: list[tuple[sa.Table, Row]]) -> None:
         try:
-            write_events(self._database, events)
+            write_events(self._database, rows)
         except sa.exc.OperationalError:
             self._closing.wait(RETRY_SECONDS)
-            write_events(self._database, events)
+            write_events(self._database, rows)
 
     def _drop(self, count: int, error: Exception) -> None:
         self._on_dropped(count)
+        # The kind of the error only: its text may hold what the rows hold.
         logger.warning("%d events could not be recorded: %s", count, type(error).__name__)

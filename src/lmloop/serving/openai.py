@@ -10,44 +10,36 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import Headers
 
 from lmloop.errors import RequestError
 from lmloop.serving.access import read_body
-from lmloop.serving.exchange import Exchange
+from lmloop.serving.consent import read_consent
+from lmloop.serving.exchange import Call, Exchange, admit
 from lmloop.serving.failures import error_object, internal_error
 from lmloop.serving.process import Piece
-from lmloop.serving.prompts import Planner, plan_chat, plan_completion
+from lmloop.serving.prompts import plan_chat, plan_completion
 from lmloop.serving.replies import (
     DONE,
     PING,
     ChatShape,
     CompletionShape,
-    Shape,
     answer_object,
     chunk_event,
     event,
     usage_event,
 )
-from lmloop.serving.schemas import (
-    ChatRequest,
-    CompletionRequest,
-    parse_chat,
-    parse_completion,
-    unknown_fields,
-)
+from lmloop.serving.schemas import parse_chat, parse_completion, unknown_fields
 from lmloop.serving.service import Service
 from lmloop.serving.streaming import ClientGoneError, EventStream, until_gone
-from lmloop.store.database import encode_messages
 
 PING_SECONDS = 15.0
 """Longest silence of an open stream."""
-CONSENT_HEADER = "x-lmloop-consent"
 IGNORED_HEADER = "x-lmloop-ignored-fields"
 
 logger = logging.getLogger(__name__)
@@ -68,11 +60,11 @@ def build_openai_routes(service: Service) -> APIRouter:
 
     @routes.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await _answer(service, request, read=_read_chat)
+        return await _answer(service, request, read=read_chat)
 
     @routes.post("/v1/completions")
     async def complete(request: Request) -> Response:
-        return await _answer(service, request, read=_read_completion)
+        return await _answer(service, request, read=read_completion)
 
     return routes
 
@@ -86,54 +78,47 @@ def _describe_model(service: Service) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
-    """A checked request with what differs between the two endpoints."""
-
-    endpoint: str
-    shape: Shape
-    request: ChatRequest | CompletionRequest
-    planner: Planner
-    content: str
-    """The prompt as JSON."""
-
-
-def _read_chat(body: bytes) -> _Call:
+def read_chat(service: Service, headers: Headers, body: bytes) -> Call:
+    """Check a chat request; raises `RequestError` (400)."""
     request = parse_chat(body)
-    messages = [{"role": each.role, "content": each.content} for each in request.messages]
-    return _Call(
+    return Call(
         endpoint="chat",
         shape=ChatShape(),
         request=request,
         planner=partial(plan_chat, request),
-        content=encode_messages(messages),
+        person=service.identity.describe(headers, request),
+        consent=read_consent(headers, default=service.config.content),
     )
 
 
-def _read_completion(body: bytes) -> _Call:
+def read_completion(service: Service, headers: Headers, body: bytes) -> Call:
+    """Check a request for a plain completion; raises `RequestError` (400)."""
     request = parse_completion(body)
-    return _Call(
+    return Call(
         endpoint="completions",
         shape=CompletionShape(),
         request=request,
         planner=partial(plan_completion, request),
-        content=encode_messages(request.prompt),
+        person=service.identity.describe(headers, request),
+        consent=read_consent(headers, default=service.config.content),
     )
 
 
 async def _answer(
-    service: Service, request: Request, *, read: Callable[[bytes], _Call]
+    service: Service, request: Request, *, read: Callable[[Service, Headers, bytes], Call]
 ) -> Response:
     """Check, admit, run; the status line waits for the first token."""
     begun = False
     with contextlib.ExitStack() as stack:
         try:
-            call = read(await read_body(request))
+            call = read(service, request.headers, await read_body(request))
             service.check_model(call.request.model)
-            exchange = _admit(service, call, consents=_consents(request))
+            await service.router.wait_open()
+            exchange = admit(service, call)
             stack.callback(exchange.close)
-            await until_gone(request.receive, exchange.begin(call.planner))
+            await until_gone(request.receive, exchange.begin())
             begun = True
+            service.shadows.mirror(service, call, live=exchange.head.id)
             first = await until_gone(request.receive, exchange.next_piece())
             headers = _note_ignored(call)
             if call.request.stream:
@@ -150,22 +135,7 @@ async def _answer(
             return Response(status_code=499)
 
 
-def _admit(service: Service, call: _Call, *, consents: bool) -> Exchange:
-    return Exchange(
-        service,
-        endpoint=call.endpoint,
-        shape=call.shape,
-        count=call.request.count,
-        stream=bool(call.request.stream),
-        content=call.content if consents else None,
-    )
-
-
-def _consents(request: Request) -> bool:
-    return request.headers.get(CONSENT_HEADER, "").strip().lower() == "yes"
-
-
-def _note_ignored(call: _Call) -> dict[str, str]:
+def _note_ignored(call: Call) -> dict[str, str]:
     """A header that names fields nobody knows; odd names are left out of it."""
     names = [
         name for name in unknown_fields(call.request) if name.isascii() and name.isidentifier()
@@ -178,7 +148,7 @@ async def _finish(exchange: Exchange) -> None:
         pass
 
 
-def _describe_answer(exchange: Exchange, call: _Call) -> dict[str, Any]:
+def _describe_answer(exchange: Exchange, call: Call) -> dict[str, Any]:
     choices = [
         call.shape.whole(index, "".join(texts), exchange.finish_reasons[index])
         for index, texts in enumerate(exchange.texts)
@@ -187,7 +157,7 @@ def _describe_answer(exchange: Exchange, call: _Call) -> dict[str, Any]:
 
 
 async def _stream(
-    exchange: Exchange, call: _Call, first: Piece | None
+    exchange: Exchange, call: Call, first: Piece | None
 ) -> AsyncGenerator[bytes, None]:
     """The answer as events; one that fails on the way ends with an error and no `[DONE]`."""
     try:
@@ -201,7 +171,7 @@ async def _stream(
 
 
 async def _stream_pieces(
-    exchange: Exchange, call: _Call, first: Piece | None
+    exchange: Exchange, call: Call, first: Piece | None
 ) -> AsyncGenerator[bytes, None]:
     shape, with_usage = call.shape, call.request.includes_usage
     emit = partial(chunk_event, exchange.head, shape, includes_usage=with_usage)

@@ -5,25 +5,23 @@ Takes: HTTP requests. Gives: `/health`, `/ready`, `/metrics`, `/info` and `POST 
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import re
+from functools import partial
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from lmloop.errors import RequestError
 from lmloop.serving.access import MAX_BODY_BYTES, read_body
+from lmloop.serving.consent import read_consent
 from lmloop.serving.failures import RETRY_SECONDS
 from lmloop.serving.metrics import CONTENT_TYPE
+from lmloop.serving.ratings import MAX_CHANGES
+from lmloop.serving.rows import build_rating_row
 from lmloop.serving.schemas import MAX_CHOICES, Feedback, parse_body
 from lmloop.serving.service import Service
+from lmloop.store.database import ratings_table
 
 READING = ["GET", "HEAD"]
-_ANSWER_ID = re.compile(r"(chatcmpl|cmpl)-[0-9a-f]{24}")
-
-logger = logging.getLogger(__name__)
 
 
 def build_operations_routes(service: Service) -> APIRouter:
@@ -51,17 +49,11 @@ def build_operations_routes(service: Service) -> APIRouter:
     @routes.post("/v1/feedback")
     async def feedback(request: Request) -> JSONResponse:
         rating = parse_body(Feedback, await read_body(request))
-        await _check_served(service, rating.response_id)
+        content = read_consent(request.headers, default="redacted").content
+        _check_rateable(service, rating.response_id)
         service.metrics.count_rating(rating.rating)
-        service.events.record_rating(
-            {
-                "request_id": rating.response_id,
-                "created": service.wall_clock(),
-                "rating": rating.rating,
-                "correction": rating.correction,
-                "comment": rating.comment,
-            }
-        )
+        build = partial(build_rating_row, rating, created=service.wall_clock(), content=content)
+        service.events.record(ratings_table, build, characters=rating.characters)
         return JSONResponse({"response_id": rating.response_id, "rating": rating.rating})
 
     return routes
@@ -92,26 +84,27 @@ def _describe(service: Service) -> dict[str, object]:
             "top_p": config.top_p,
             "max_tokens": config.max_tokens,
         },
+        "content": config.content,
+        "rollout": router.describe(),
     }
 
 
-async def _check_served(service: Service, response_id: str) -> None:
-    """Raise `RequestError`: 404 for an answer that was never given, 503 where nobody can tell."""
-    try:
-        known = _ANSWER_ID.fullmatch(response_id) is not None and await asyncio.to_thread(
-            service.events.knows, response_id
-        )
-    except sa.exc.SQLAlchemyError as error:
-        logger.warning("a rating could not be checked: %s", type(error).__name__)
-        raise RequestError(
-            "Ratings cannot be taken at the moment: try again later.",
-            status=503,
-            code="database_unavailable",
-        ) from error
-    if not known:
+def _check_rateable(service: Service, response_id: str) -> None:
+    """Raise `RequestError`: 404 for an answer that was never given, 429 after many ratings of one.
+
+    No database is asked, so that strangers who guess cost nothing.
+    """
+    if not service.identity.verify(response_id):
         raise RequestError(
             "This server gave no answer with this response_id.",
             status=404,
             code="response_not_found",
+            param="response_id",
+        )
+    if not service.rating_limit.take(response_id):
+        raise RequestError(
+            f"This answer was rated {MAX_CHANGES} times; what was sent last is kept.",
+            status=429,
+            code="too_many_ratings",
             param="response_id",
         )

@@ -26,7 +26,11 @@ MAX_LINE_BYTES = 1 << 24
 """Longest line of the protocol; one message carries one step's text of a whole batch."""
 LAST_WORDS_SECONDS = 1.0
 """How long the rest of a worker's stderr is waited for once it has ended."""
+ENGINE_LOST = "engine_lost"
+"""Code of the error of requests whose engine is gone."""
 
+Arm = Literal["live", "canary", "shadow"]
+"""Why an engine got a request: it is live, it has a share of the sessions, nobody sees it."""
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +44,8 @@ class EngineSpec:
     """Opens the tokenizer and chat template that belong to these weights (on a thread)."""
     capacity: int
     """Sequences that may run or wait at once."""
+    fingerprint: str = ""
+    """Of the weights, as far as it is known before they are loaded."""
     start_seconds: float = 600.0
     """Longest time from start to ready."""
     silence_seconds: float = 60.0
@@ -55,20 +61,37 @@ class Piece:
     num_tokens: int
     """Tokens of this sequence so far."""
     finish_reason: str | None
+    signals: Mapping[str, Any] | None = None
+    """What the engine measured of a finished sequence, as the worker tells it."""
 
 
 class Generation:
-    """The sequences of one request: admitted together, iterated for their pieces, closed once."""
+    """The sequences of one request: admitted together, iterated for their pieces, closed once.
 
-    def __init__(self, engine: EngineProcess, *, serial: int, count: int) -> None:
+    `find_refuge` names an engine for so many sequences where this one is lost before anybody has
+    seen a piece: all of them begin anew there, so `engine` and `arm` stand from the first piece on.
+    """
+
+    def __init__(
+        self,
+        engine: EngineProcess,
+        *,
+        count: int,
+        arm: Arm = "live",
+        find_refuge: Callable[[int], EngineProcess | None] | None = None,
+    ) -> None:
         self.engine = engine
-        self._serial = serial
+        self.arm: Arm = arm
+        self._find_refuge = find_refuge
+        self._sequences: Sequence[tuple[Sequence[int], Mapping[str, Any]]] = ()
         self._arrivals: asyncio.Queue[Piece | RequestError] = asyncio.Queue()
         self._unread = count
         self._running = set(range(count))
+        self._serial = engine.enter(self, count=count)
 
     def start(self, sequences: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> None:
         """Hand token ids and sampling of every sequence to the engine."""
+        self._sequences = sequences
         for index in sorted(self._running):
             tokens, sampling = sequences[index]
             self.engine.send(
@@ -97,21 +120,44 @@ class Generation:
         """Called by the engine process with what a sequence got in one step."""
         if index not in self._running:
             return
+        self._find_refuge = None
         if piece["finish_reason"] is not None:
             self._release(index)
         self._arrivals.put_nowait(
-            Piece(index, piece["text"], piece["num_tokens"], piece["finish_reason"])
+            Piece(
+                index,
+                piece["text"],
+                piece["num_tokens"],
+                piece["finish_reason"],
+                piece.get("signals"),
+            )
         )
 
     def fail(self, error: RequestError) -> None:
-        """End the whole request with an error."""
+        """End the whole request with an error, or let it begin anew where it may."""
+        if error.code == ENGINE_LOST and self._move():
+            return
         self._arrivals.put_nowait(error)
         self.close()
+
+    def _move(self) -> bool:
+        """Begin anew in the refuge; False where there is none."""
+        count = len(self._running)
+        refuge = self._find_refuge(count) if self._find_refuge is not None and count else None
+        if refuge is None:
+            return False
+        self.engine.release(self._serial, count=count, finished=True)
+        self.engine, self.arm, self._find_refuge = refuge, "live", None
+        self._serial = refuge.enter(self, count=count)
+        if self._sequences:
+            self.start(self._sequences)
+        return True
 
     def close(self) -> None:
         """Cancel what still runs and give its places back; may be called again."""
         for index in sorted(self._running):
-            self.engine.send({"op": "cancel", "id": self._engine_id(index)})
+            if self._sequences:
+                self.engine.send({"op": "cancel", "id": self._engine_id(index)})
             self._release(index)
 
     def _release(self, index: int) -> None:
@@ -125,7 +171,7 @@ class Generation:
 class EngineProcess:
     """A worker process from its start to its end."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, *, on_ready: Callable[[], None] | None = None) -> None:
         self.spec = spec
         self.state: Literal["starting", "ready", "ended"] = "starting"
         self.idle = asyncio.Event()
@@ -143,6 +189,7 @@ class EngineProcess:
         self.in_flight = 0
         self.running = 0
         self.last_heard = time.time()
+        self._on_ready = on_ready
         self._texts: Texts | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._generations: dict[int, Generation] = {}
@@ -161,18 +208,22 @@ class EngineProcess:
         """The worker's process id."""
         return None if self._process is None else self._process.pid
 
-    def open(self, count: int) -> Generation:
-        """Reserve places for `count` sequences; the caller closes the generation."""
-        generation = Generation(self, serial=self._next_serial, count=count)
-        self._generations[self._next_serial] = generation
+    def has_place(self, count: int) -> bool:
+        """Whether `count` sequences more can be taken now."""
+        return self.state == "ready" and self.in_flight + count <= self.spec.capacity
+
+    def enter(self, generation: Generation, *, count: int) -> int:
+        """Reserve places for a generation of `count` sequences; its serial number here."""
+        serial = self._next_serial
         self._next_serial += 1
+        self._generations[serial] = generation
         self.in_flight += count
         self.idle.clear()
-        return generation
+        return serial
 
-    def release(self, serial: int, *, finished: bool) -> None:
-        """Give one place back; `finished` ends the generation."""
-        self.in_flight -= 1
+    def release(self, serial: int, *, count: int = 1, finished: bool) -> None:
+        """Give places back; `finished` ends the generation."""
+        self.in_flight -= count
         if finished:
             self._generations.pop(serial, None)
         if not self.in_flight:
@@ -188,14 +239,16 @@ class EngineProcess:
 
     async def spawn(self) -> None:
         """Start the worker; raises OSError where the system cannot."""
-        # A session of its own: Ctrl-C reaches the server alone, which drains first.
+        # A group of its own: Ctrl-C reaches the server alone, which drains first. No session of its
+        # own: Linux may share the processor out by sessions, and an engine that only starts would
+        # get as much of it as all threads of the one that serves.
         self._process = await asyncio.create_subprocess_exec(
             *self.spec.command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=MAX_LINE_BYTES,
-            start_new_session=True,
+            process_group=0,
         )
 
     async def run(self) -> None:
@@ -266,6 +319,8 @@ class EngineProcess:
                 self.context_length = int(message["context_length"])
                 self.vocab_size = int(message["vocab_size"])
                 self.state, self.was_ready = "ready", True
+                if self._on_ready is not None:
+                    self._on_ready()
             case "failed":
                 self.failure, self.permanent = str(message["message"]), bool(message["usage"])
 
@@ -281,7 +336,7 @@ class EngineProcess:
                 "The engine stopped while it worked on this request; a new one is being started. "
                 "Send the request again.",
                 status=503,
-                code="engine_lost",
+                code=ENGINE_LOST,
             )
         )
 

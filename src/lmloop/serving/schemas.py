@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lmloop.errors import RequestError
+from lmloop.records import Turn
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 64
@@ -66,7 +67,7 @@ NEUTRAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
 ask for nothing."""
 IGNORED = frozenset(
     {
-        *("user", "name", "safety_identifier", "metadata", "store", "service_tier"),
+        *("name", "metadata", "store", "service_tier"),
         *("prompt_cache_key", "prompt_cache_retention", "cache_salt", "priority", "prediction"),
         *("verbosity", "reasoning_effort", "parallel_tool_calls"),
     }
@@ -151,6 +152,8 @@ class GenerationRequest(Body):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
 
     @property
     def choices(self) -> int:
@@ -174,6 +177,21 @@ class ChatRequest(GenerationRequest):
         """Sequences that this request asks for."""
         return self.choices
 
+    @property
+    def characters(self) -> int:
+        """Size of its texts."""
+        return sum(len(each.content) for each in self.messages)
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The messages as records."""
+        return [Turn(each.role, each.content) for each in self.messages]
+
+    @property
+    def opening(self) -> str | None:
+        """What the user said first: the same in every request of a conversation."""
+        return next((each.content for each in self.messages if each.role == "user"), None)
+
 
 class CompletionRequest(GenerationRequest):
     """Body of `POST /v1/completions`."""
@@ -189,6 +207,21 @@ class CompletionRequest(GenerationRequest):
         """Sequences that this request asks for."""
         return self.choices * len(self.prompt)
 
+    @property
+    def characters(self) -> int:
+        """Size of its prompts, in characters and token ids."""
+        return sum(map(len, self.prompt))
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The first prompt as what a user says; nothing where it is token ids."""
+        first = self.prompt[0]
+        return [Turn("user", first)] if isinstance(first, str) else []
+
+    @property
+    def opening(self) -> None:
+        """Nothing: a plain text belongs to no conversation."""
+
 
 def _check_rating(rating: int) -> int:
     if rating not in (1, -1):
@@ -203,6 +236,11 @@ class Feedback(Body):
     rating: Annotated[int, AfterValidator(_check_rating)] | None = None
     correction: str | None = Field(default=None, max_length=MAX_CORRECTION_CHARACTERS)
     comment: str | None = Field(default=None, max_length=MAX_COMMENT_CHARACTERS)
+
+    @property
+    def characters(self) -> int:
+        """Size of its texts."""
+        return len(self.correction or "") + len(self.comment or "")
 
 
 AnyBody = TypeVar("AnyBody", bound=Body)

@@ -1,29 +1,35 @@
 """The server process: one port, one router, one app, from the first import to the last answer.
 
-Takes: a checkpoint folder. Gives: HTTP until a signal. The engine's process is started first,
-because it takes longest; what this process needs is imported while the engine loads.
+Takes: a checkpoint folder, or a name in the registry that is followed. Gives: HTTP until a signal.
+The engine's process is started first, because it takes longest; what this process needs is imported
+while the engine loads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmloop.config import calm_threads
 from lmloop.errors import ServingError
 from lmloop.sections import ServeConfig
+from lmloop.serving.fleet import Aim
 from lmloop.serving.process import EngineSpec
 from lmloop.serving.router import Router
+from lmloop.serving.watcher import MakeSpec, Watcher, read_aim
+from lmloop.store.registry import Entry, Registry
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+    from fastapi import APIRouter
 
     from lmloop.serving.prompts import Texts
     from lmloop.serving.service import Service
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
 DRAIN_SECONDS = 10.0
 """How long answers under way may take after the first signal."""
 BACKLOG = 512
+
+logger = logging.getLogger(__name__)
 
 
 def serve(
@@ -40,13 +48,23 @@ def serve(
     model_name: str,
     database: sa.Engine,
     on_ready: Callable[[str], None],
+    registry: Registry | None = None,
+    pages: Callable[[], Sequence[APIRouter]] = tuple,
 ) -> None:
     """Serve a checkpoint folder until SIGTERM or SIGINT; `on_ready` gets the URL.
 
+    With a registry, serve what its rows say instead, and follow them; `folder` then only dates the
+    model. `pages` are routers of other stages' pages, asked for while the engine loads.
+
     The first signal stops taking requests and lets answers finish, the second ends at once. Raises
-    `ServingError` where the port is taken or no engine can be started.
+    `ServingError` where the port is taken or no engine can be started, `RegistryError` and
+    `ArtifactError` where the registry's live model cannot be trusted.
     """
     calm_threads()  # the engine's process inherits it
+
+    def make_spec(entry: Entry) -> EngineSpec:
+        return engine_spec(Path(entry.path), config, fingerprint=entry.fingerprint)
+
     with contextlib.closing(listen(config.host, config.port)) as listener:
         asyncio.run(
             run_server(
@@ -57,6 +75,9 @@ def serve(
                 model_created=int(folder.stat().st_mtime),
                 database=database,
                 on_ready=on_ready,
+                registry=registry,
+                make_spec=make_spec,
+                pages=pages,
             )
         )
 
@@ -87,8 +108,8 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def engine_spec(folder: Path, config: ServeConfig) -> EngineSpec:
-    """How the engine of a checkpoint folder is started."""
+def engine_spec(folder: Path, config: ServeConfig, *, fingerprint: str = "") -> EngineSpec:
+    """How the engine of a checkpoint folder is started; `fingerprint` is that of its weights."""
 
     def open_texts() -> Texts:
         from lmloop.serving.prompts import Texts
@@ -100,9 +121,11 @@ def engine_spec(folder: Path, config: ServeConfig) -> EngineSpec:
         command=(
             *(sys.executable, "-P", "-m", "lmloop.serving.worker", str(folder)),
             *("--max-running", str(config.max_running)),
+            *(() if config.signals else ("--no-signals",)),
         ),
         open_texts=open_texts,
         capacity=config.max_running + config.max_waiting,
+        fingerprint=fingerprint,
     )
 
 
@@ -143,11 +166,20 @@ async def run_server(
     model_created: int,
     database: sa.Engine,
     on_ready: Callable[[str], None],
+    registry: Registry | None = None,
+    make_spec: MakeSpec | None = None,
+    pages: Callable[[], Sequence[APIRouter]] = tuple,
     signals: Signals | None = None,
 ) -> None:
-    """Serve on a listening socket until a signal, or until no engine can be started."""
+    """Serve on a listening socket until a signal, or until no engine can be started.
+
+    Without a registry `spec` is served; with one, what `make_spec` makes of its rows.
+    """
     signals = signals or Signals()
-    router = Router(spec)
+    aim = Aim(live=spec)
+    if registry is not None and make_spec is not None:
+        aim = read_aim(registry, make_spec)
+    router = Router(aim.live, name=model_name, swap=config.swap, keep_previous=config.keep_previous)
     with signals.caught():
         await router.start()
         try:
@@ -161,24 +193,54 @@ async def run_server(
                 model_created=model_created,
                 database=database,
             )
+            await router.apply(aim)
             try:
-                await _answer(listener, service=service, on_ready=on_ready, signals=signals)
+                async with _following(registry, router, make_spec, address=url_of(listener)):
+                    await _answer(
+                        listener, service=service, pages=pages, on_ready=on_ready, signals=signals
+                    )
             finally:
-                await asyncio.to_thread(service.events.close)
+                await service.close()
         finally:
             await router.close()
+
+
+@contextlib.asynccontextmanager
+async def _following(
+    registry: Registry | None, router: Router, make_spec: MakeSpec | None, *, address: str
+) -> AsyncIterator[None]:
+    """Follow the registry, if there is one, as long as the block runs."""
+    if registry is None or make_spec is None:
+        yield
+        return
+    watcher = Watcher(registry, router, make_spec=make_spec, address=address)
+    following = asyncio.create_task(watcher.run())
+    following.add_done_callback(_note_fault)
+    try:
+        yield
+    finally:
+        following.cancel()
+        await asyncio.wait({following})
+        await watcher.close()
+
+
+def _note_fault(following: asyncio.Task[None]) -> None:
+    """A fault of the watcher must not end the server, nor go unseen."""
+    if not following.cancelled() and (error := following.exception()) is not None:
+        logger.error("the registry is not followed any more", exc_info=error)
 
 
 async def _answer(
     listener: socket.socket,
     *,
     service: Service,
+    pages: Callable[[], Sequence[APIRouter]],
     on_ready: Callable[[str], None],
     signals: Signals,
 ) -> None:
     from lmloop.serving.app import create_app, create_http_server
 
-    http_server = create_http_server(create_app(service))
+    http_server = create_http_server(create_app(service, pages=pages()))
     serving = asyncio.create_task(http_server.serve(sockets=[listener]))
     watching = asyncio.create_task(_announce(service.router, on_ready, url_of(listener)))
     leaving = asyncio.create_task(signals.leave.wait())

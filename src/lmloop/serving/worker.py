@@ -8,18 +8,23 @@ parent's end of stdin is its own end. The only file of `serving` that needs torc
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import logging
 import os
 import queue
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from lmloop.errors import LmloopError, RequestError, UsageError
+from lmloop.errors import ArtifactError, LmloopError, RequestError, UsageError
+
+if TYPE_CHECKING:
+    from lmloop.inference.load import LoadedModel
 
 HEARTBEAT_SECONDS = 0.5
 """Longest silence of an engine that is not inside a step."""
@@ -34,6 +39,26 @@ GENERIC = "The engine could not work on this request; the server's log has the d
 
 Message = Mapping[str, Any]
 logger = logging.getLogger(__name__)
+
+
+class Signals(Protocol):
+    """What the worker tells of `lmloop.inference.signals.Signals`."""
+
+    @property
+    def prompt_nats(self) -> float | None:
+        """Mean nats a prompt token."""
+
+    @property
+    def log_probability(self) -> float:
+        """Mean log-probability of the answer's tokens."""
+
+    @property
+    def entropy(self) -> float:
+        """Mean nats of the distributions that they were chosen from."""
+
+    @property
+    def embedding(self) -> Sequence[float]:
+        """Where the prompt lies, in numbers that float16 holds."""
 
 
 class Piece(Protocol):
@@ -54,6 +79,10 @@ class Piece(Protocol):
     @property
     def finish_reason(self) -> str | None:
         """`stop` or `length` in the last piece."""
+
+    @property
+    def signals(self) -> Signals | None:
+        """What was measured of the request, in the last piece of an engine that measures."""
 
 
 class Engine(Protocol):
@@ -101,7 +130,7 @@ class Worker:
 
     def probe(self, *, context_length: int) -> None:
         """Make real tokens, so that ready means ready; raise if that fails."""
-        tokens = [0] * max(1, min(8, context_length - 2))
+        tokens = probe_tokens(context_length)
         sampling = self.make_sampling({"max_tokens": 2, "temperature": 0.0})
         self.engine.add(PROBE, tokens, sampling)
         while self.engine.has_work():
@@ -189,12 +218,31 @@ class Worker:
         self.last_sent = self.clock()
 
 
+def probe_tokens(context_length: int) -> list[int]:
+    """A prompt that any model knows, and that leaves room for an answer."""
+    return [0] * max(1, min(8, context_length - 2))
+
+
 def _describe(piece: Piece) -> dict[str, Any]:
-    return {
+    described = {
         "id": piece.request_id,
         "text": piece.text,
         "num_tokens": piece.num_tokens,
         "finish_reason": piece.finish_reason,
+    }
+    if piece.finish_reason is not None:
+        described["signals"] = None if piece.signals is None else _describe_signals(piece.signals)
+    return described
+
+
+def _describe_signals(signals: Signals) -> dict[str, Any]:
+    """Numbers as they are; the embedding as base64 of little-endian float16."""
+    packed = struct.pack(f"<{len(signals.embedding)}e", *signals.embedding)
+    return {
+        "prompt_nats": signals.prompt_nats,
+        "log_probability": signals.log_probability,
+        "entropy": signals.entropy,
+        "embedding": base64.b64encode(packed).decode(),
     }
 
 
@@ -237,8 +285,13 @@ def start_reader(inbox: queue.Queue[Message | None]) -> None:
     threading.Thread(target=read, name="stdin", daemon=True).start()
 
 
-def load_worker(folder: Path, *, max_running: int, send: Callable[[Message], None]) -> Worker:
-    """Load a checkpoint, answer one probe, and send `ready`."""
+def load_worker(
+    folder: Path, *, max_running: int, signals: bool, send: Callable[[Message], None]
+) -> Worker:
+    """Load a checkpoint, answer one probe, and send `ready`.
+
+    Raises `ArtifactError` where the weights cannot be read or predict nothing finite.
+    """
     from lmloop.inference.engine import Engine
     from lmloop.inference.load import load
     from lmloop.inference.sampling import Sampling
@@ -249,7 +302,9 @@ def load_worker(folder: Path, *, max_running: int, send: Callable[[Message], Non
 
     started = time.monotonic()
     model = load(folder)
-    worker = Worker(Engine(model, max_running=max_running), make_sampling=make_sampling, send=send)
+    _require_finite(model, folder)
+    engine = Engine(model, max_running=max_running, signals=signals)
+    worker = Worker(engine, make_sampling=make_sampling, send=send)
     worker.probe(context_length=model.config.context_length)
     send(
         {
@@ -263,15 +318,36 @@ def load_worker(folder: Path, *, max_running: int, send: Callable[[Message], Non
     return worker
 
 
+def _require_finite(model: LoadedModel, folder: Path) -> None:
+    """Raise `ArtifactError` where a logit of the probe's tokens is NaN or infinite.
+
+    The probe alone would not notice: the most likely of tokens that are all NaN is the first one.
+    """
+    import torch
+
+    tokens = torch.tensor([probe_tokens(model.config.context_length)])
+    if not model(tokens).isfinite().all():
+        raise ArtifactError(
+            f"{folder} predicts nothing finite: NaN or infinity is among its weights or what they "
+            "make of a prompt; make the model again, or serve another."
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the engine process; the exit code is 2 where the folder cannot be served."""
     parser = argparse.ArgumentParser(prog="lmloop.serving.worker")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--max-running", type=int, required=True)
+    parser.add_argument("--no-signals", action="store_true", help="measure nothing of requests")
     options = parser.parse_args(arguments)
     send = make_sender(reserve_stdout())
     try:
-        worker = load_worker(options.folder, max_running=options.max_running, send=send)
+        worker = load_worker(
+            options.folder,
+            max_running=options.max_running,
+            signals=not options.no_signals,
+            send=send,
+        )
     except LmloopError as error:
         send({"op": "failed", "message": str(error), "usage": isinstance(error, UsageError)})
         return error.exit_code

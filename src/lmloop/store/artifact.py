@@ -14,15 +14,20 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lmloop.errors import ArtifactError, BusyError, DiskFullError, LmloopError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+HOME_LOCK = "home"
+"""Name of the lock that workers share, and that whoever removes artifacts holds alone."""
+USE_SECONDS = 30.0
+"""How long a worker waits for one who removes: moving folders away takes a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +132,18 @@ class ArtifactStore:
         return open_artifact(path) if path.exists() else None
 
     def all(self) -> list[Artifact]:
-        """Every finished artifact, oldest first."""
-        if not self.root.is_dir():
-            return []
-        found = [open_artifact(path.parent) for path in self.root.glob(f"[!.]*/{MANIFEST}")]
-        return sorted(found, key=lambda artifact: artifact.created)
+        """Every finished artifact, oldest first; damaged ones are left out."""
+        return self.scan()[0]
+
+    def scan(self) -> tuple[list[Artifact], dict[Path, str]]:
+        """Every finished artifact, oldest first, and why each other folder there is none."""
+        found, damaged = [], {}
+        for path in sorted(self.root.glob("[!.]*")):
+            try:
+                found.append(open_artifact(path))
+            except ArtifactError as error:
+                damaged[path] = str(error)
+        return sorted(found, key=lambda artifact: artifact.created), damaged
 
     def resolve(self, fingerprint: str) -> Artifact | None:
         """The newest artifact whose fingerprint begins with `fingerprint`, or None.
@@ -151,20 +163,56 @@ class ArtifactStore:
         with self._hold(f"{stage}-{key[:16]}", stage=stage):
             yield
 
+    def is_free(self, name: str) -> bool:
+        """Whether nobody holds the stage whose artifact's folder is called `name`."""
+        with self._flock(name) as stream:
+            return _try_flock(stream, fcntl.LOCK_SH)
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
+        """Keep others from removing artifacts meanwhile; wait a little for one who is at it.
+
+        Whoever holds a stage or writes an artifact does so as well. Raises `BusyError` where the
+        wait was in vain.
+        """
+        with self._flock(HOME_LOCK) as stream:
+            deadline = time.monotonic() + USE_SECONDS
+            while not _try_flock(stream, fcntl.LOCK_SH):
+                if time.monotonic() > deadline:
+                    raise BusyError(
+                        f"another process is removing artifacts from {self.home}: wait for it"
+                    )
+                time.sleep(0.02)
+            yield
+
+    @contextlib.contextmanager
+    def own(self) -> Iterator[None]:
+        """Be alone with all artifacts; raise `BusyError` where a stage or a rollout is at work."""
+        with self._flock(HOME_LOCK) as stream:
+            if not _try_flock(stream, fcntl.LOCK_EX):
+                raise BusyError(
+                    f"another process is at work in {self.home}, and it may need what would be "
+                    "removed or changed: wait for it or stop it"
+                )
+            yield
+
     @contextlib.contextmanager
     def _hold(self, name: str, *, stage: str) -> Iterator[None]:
+        with _refuse_full_disk(self.home), self.use(), self._flock(name) as stream:
+            if not _try_flock(stream, fcntl.LOCK_EX):
+                raise BusyError(
+                    f"another process is running {stage} with the same settings in "
+                    f"{self.home}: wait for it or stop it"
+                )
+            yield
+
+    @contextlib.contextmanager
+    def _flock(self, name: str) -> Iterator[IO[str]]:
+        """The open file of a lock; closing it gives the lock back."""
         folder = self.home / "locks"
-        with _refuse_full_disk(self.home):
-            make_folder(folder)
-            with (folder / name).open("a") as stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise BusyError(
-                        f"another process is running {stage} with the same settings in "
-                        f"{self.home}: wait for it or stop it"
-                    ) from None
-                yield
+        make_folder(folder)
+        with (folder / name).open("a") as stream:
+            yield stream
 
     @contextlib.contextmanager
     def write(self, stage: str, key: str) -> Iterator[Draft]:
@@ -279,6 +327,15 @@ def replace_folder(folder: Path, final: Path) -> None:
         folder.rename(final)
     sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _try_flock(stream: IO[str], operation: int) -> bool:
+    """Whether a lock could be taken at once."""
+    try:
+        fcntl.flock(stream, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def make_folder(path: Path) -> None:

@@ -7,7 +7,7 @@ Takes: an iterator of records a split. Gives: a folder with the tokenizer, the s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from lmloop.records import Conversation, Record
 from lmloop.sections import TokenizeConfig
 from lmloop.tokens.chat import DEFAULT_TEMPLATE, ChatTemplate
 from lmloop.tokens.shards import INDEX, ShardWriter
-from lmloop.tokens.tokenizer import Tokenizer, train_tokenizer
+from lmloop.tokens.tokenizer import train_tokenizer
 
 SPLITS = ("train", "validation", "heldout")
 _RECORDS_AT_ONCE = 512
@@ -49,7 +49,9 @@ def tokenize(
         encoding = progress.task(f"encode {split}", total=None, unit="tokens")
         with closing(writer), encoding as task:
             for batch in _batches(read(split)):
-                _encode(batch, template, writer)
+                encoded = encode_records(batch, template)
+                for record, (ids, answers) in zip(batch, encoded, strict=True):
+                    writer.append(ids, answers, raw_bytes=record.raw_bytes)
                 task.update(writer.num_tokens)
         counts[split] = writer.close()
         if not writer.num_documents:
@@ -73,14 +75,16 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-def _encode(records: list[Record], template: ChatTemplate, writer: ShardWriter) -> None:
-    tokenizer: Tokenizer = template.tokenizer
+def encode_records(
+    records: Sequence[Record], template: ChatTemplate
+) -> Iterator[tuple[list[int], list[bool]]]:
+    """Ids of each record from its document token on, and which of them are answers."""
+    tokenizer = template.tokenizer
     contents = iter(tokenizer.encode_batch(list(_texts(records))))
     for record in records:
         if isinstance(record, Conversation):
             own = [next(contents) for _ in record.turns]
-            ids, answers = template.encode_answers(record.turns, own)
+            yield template.encode_answers(record.turns, own)
         else:
             ids = [tokenizer.document_id, *next(contents)]
-            answers = [False] * len(ids)
-        writer.append(ids, answers, raw_bytes=record.raw_bytes)
+            yield ids, [False] * len(ids)

@@ -1,4 +1,4 @@
-"""Pre-training and fine-tuning: gather the parts, call the loop, write the checkpoint.
+"""Pre-training and training further: gather the parts, call the loop, write the checkpoint.
 
 Takes: shards, a shape or a base checkpoint, a recipe's section. Gives: a checkpoint folder that
 transformers opens, with the run's journal beside the weights.
@@ -22,12 +22,12 @@ from lmloop.model.hardware import fast_dtype
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress
-from lmloop.sections import FinetuneConfig, ModelSection, PretrainConfig, TrainConfig
+from lmloop.sections import ModelSection, PretrainConfig, TrainConfig
 from lmloop.tokens.chat import ChatTemplate
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
-from lmloop.training.loop import JOURNAL, TrainResult, train
+from lmloop.training.loop import JOURNAL, train
 
 Validate = Callable[[Transformer], float]
 
@@ -56,19 +56,23 @@ def pretrain(
     tokenizer = Tokenizer.open(shards)
     model = Transformer(decoder_config(shape, vocab_size=tokenizer.vocab_size))
     initialise(model, seed=seed)
-    loader = PackedLoader(
-        Shards.open(shards, "train"),
-        row_tokens=config.row_tokens,
-        document_id=tokenizer.document_id,
+    return _make_checkpoint(
+        model,
+        config,
+        shards=shards,
         answers_only=False,
-        seed=seed,
+        order_seed=seed,
+        folder=folder,
+        run=run,
+        validate=validate,
+        clock=clock,
+        progress=progress,
+        name="pretrain",
     )
-    result = _train(model, loader, config, run, validate, clock, progress, name="pretrain")
-    return _write(model, result, shards, folder, run)
 
 
 def finetune(
-    config: FinetuneConfig,
+    config: TrainConfig,
     *,
     base: Path,
     shards: Path,
@@ -78,53 +82,61 @@ def finetune(
     validate: Validate,
     clock: Callable[[], float],
     progress: Progress,
+    name: str = "finetune",
 ) -> dict[str, Any]:
-    """Train `base` further on the assistant's answers only; see `pretrain`.
+    """Train `base` further on what the shards mark as answers; see `pretrain`.
 
-    Refuses to start if the stop token lies outside the loss (`TokenizerError`) or if there are no
-    answers (`CorpusError`).
+    `name` is what the progress shows. Refuses to start if the stop token lies outside the loss
+    (`TokenizerError`) or if there are no answers (`CorpusError`).
     """
-    tokenizer = Tokenizer.open(shards)
-    ChatTemplate.of(tokenizer).check_stop_is_learnt()
-    split = Shards.open(shards, "train")
-    if not any(marks.any() for marks in split.answers):
+    ChatTemplate.of(Tokenizer.open(shards)).check_stop_is_learnt()
+    if not any(marks.any() for marks in Shards.open(shards, "train").answers):
         raise CorpusError(
             "the corpus has no assistant's answers to learn from: fine-tuning needs conversations"
         )
-    model = load_model(base, dtype=torch.float32)
-    loader = PackedLoader(
-        split,
-        row_tokens=config.row_tokens,
-        document_id=tokenizer.document_id,
+    return _make_checkpoint(
+        load_model(base, dtype=torch.float32),
+        config,
+        shards=shards,
         answers_only=True,
-        seed=seed + 1,
+        order_seed=seed + 1,
+        folder=folder,
+        run=run,
+        validate=validate,
+        clock=clock,
+        progress=progress,
+        name=name,
     )
-    result = _train(model, loader, config, run, validate, clock, progress, name="finetune")
-    return _write(model, result, shards, folder, run)
 
 
-def _train(
+def _make_checkpoint(
     model: Transformer,
-    loader: PackedLoader,
     config: TrainConfig,
+    *,
+    shards: Path,
+    answers_only: bool,
+    order_seed: int,
+    folder: Path,
     run: Path,
     validate: Validate,
     clock: Callable[[], float],
     progress: Progress,
-    *,
     name: str,
-) -> TrainResult:
+) -> dict[str, Any]:
+    """Train `model` on the split `train` in an order of its own; write it with its tokenizer."""
+    tokenizer = Tokenizer.open(shards)
+    loader = PackedLoader(
+        Shards.open(shards, "train"),
+        row_tokens=config.row_tokens,
+        document_id=tokenizer.document_id,
+        answers_only=answers_only,
+        seed=order_seed,
+    )
     asked = config.precision
     model.to(fast_dtype() if asked == "auto" else getattr(torch, asked))
-    free = shutil.disk_usage(next(path for path in run.parents if path.exists())).free
-    needed = 3 * 12 * count_parameters(model.config)
-    if free < needed:
-        raise TrainingError(
-            f"snapshots need {needed / 1e6:.0f} MB and the disk has {free / 1e6:.0f} MB free: "
-            "make room or choose another --home"
-        )
+    _require_room(model.config, run)
     run.mkdir(parents=True, exist_ok=True)
-    return train(
+    result = train(
         model,
         loader,
         config,
@@ -134,12 +146,6 @@ def _train(
         progress=progress,
         name=name,
     )
-
-
-def _write(
-    model: Transformer, result: TrainResult, shards: Path, folder: Path, run: Path
-) -> dict[str, Any]:
-    tokenizer = Tokenizer.open(shards)
     tokenizer.save(folder)
     save_model(model, folder, stop_id=tokenizer.stop_ids[0], document_id=tokenizer.document_id)
     shutil.copyfile(run / JOURNAL, folder / JOURNAL)
@@ -147,3 +153,14 @@ def _write(
         "parameters": count_parameters(model.config),
         "precision": str(model.embedding.weight.dtype).removeprefix("torch."),
     }
+
+
+def _require_room(config: DecoderConfig, run: Path) -> None:
+    """Raise `TrainingError` where the disk of `run` cannot hold the snapshots."""
+    free = shutil.disk_usage(next(path for path in run.parents if path.exists())).free
+    needed = 3 * 12 * count_parameters(config)
+    if free < needed:
+        raise TrainingError(
+            f"snapshots need {needed / 1e6:.0f} MB and the disk has {free / 1e6:.0f} MB free: "
+            "make room or choose another --home"
+        )

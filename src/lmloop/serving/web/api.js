@@ -3,6 +3,7 @@
 
 const SILENCE_MS = 90_000;
 const CONSENT_HEADER = "X-Lmloop-Consent";
+const SESSION_HEADER = "X-Lmloop-Session";
 
 export class ConnectionLost extends Error {}
 
@@ -48,9 +49,10 @@ async function refusal(response) {
   return new Refused(response.status, error);
 }
 
-function posting(body, { consent, signal }) {
+function posting(body, { consent, session, signal }) {
   const headers = { "Content-Type": "application/json" };
-  if (consent) headers[CONSENT_HEADER] = "yes";
+  headers[CONSENT_HEADER] = consent ? "full" : "no"; // whatever the server keeps of others
+  if (session) headers[SESSION_HEADER] = session;
   return { method: "POST", headers, body: JSON.stringify(body), signal };
 }
 
@@ -77,11 +79,11 @@ export async function sendFeedback(feedback, { consent }) {
 }
 
 // One answer as it comes: yields the stream's chunks; returns at [DONE], throws if it never comes.
-export async function* streamChat(body, { consent, signal }) {
+export async function* streamChat(body, { consent, session, signal }) {
   const stream = { stream: true, stream_options: { include_usage: true } };
   const response = await request(
     "v1/chat/completions",
-    posting({ ...body, ...stream }, { consent, signal }),
+    posting({ ...body, ...stream }, { consent, session, signal }),
   );
   for await (const data of events(response.body, signal)) {
     if (data === "[DONE]") return;

@@ -6,7 +6,7 @@ import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { Language, preferredLanguage } from "./i18n.js";
 import { Appearance, Consent, SettingsSheet } from "./settings.js";
-import { answer, Chat, question, recall, remember, Settings } from "./state.js";
+import { answer, Chat, question, recall, remember, Settings, userId } from "./state.js";
 import { fittingStart, TokenEstimate, turnsOf, withoutOldest } from "./trim.js";
 import { ChatView } from "./view.js";
 
@@ -17,6 +17,7 @@ class Conversation {
     this.language = new Language(preferredLanguage(recall("language")));
     this.settings = new Settings();
     this.chat = Chat.load({ settle: true });
+    this.user = userId();
     this.estimate = new TokenEstimate(this.chat.tokensPerByte);
     this.info = null;
     this.running = null; // the AbortController of the answer under way
@@ -144,7 +145,7 @@ class Conversation {
       this.view.showStart(chat);
       const turns = turnsOf(chat.messages, { start: chat.start, system });
       try {
-        return await this.stream(message, turns);
+        return await this.stream(message, turns, chat.session);
       } catch (error) {
         if (!error.isOverlong) throw error;
         estimate.raise(turns, contextLength);
@@ -155,17 +156,18 @@ class Conversation {
     }
   }
 
-  async stream(message, turns) {
+  async stream(message, turns, session) {
     const began = performance.now();
     const { signal } = this.running;
-    const body = { ...this.settings.request, messages: turns };
+    const consent = this.consent.given;
+    const body = { ...this.settings.request, messages: turns, user: this.user };
     if (this.info) body.model = this.info.model;
     let first = null;
     let last = began;
     let saved = began;
     let tokens = 0;
     let weights = this.info?.weights;
-    for await (const chunk of api.streamChat(body, { consent: this.consent.given, signal })) {
+    for await (const chunk of api.streamChat(body, { consent, session, signal })) {
       message.responseId ??= chunk.id;
       weights = chunk.system_fingerprint ?? weights;
       if (chunk.usage) {

@@ -20,6 +20,22 @@ export function remember(name, value) {
   }
 }
 
+// 96 random bits as text. Not randomUUID, which a page has over HTTPS only.
+export function randomId() {
+  const numbers = crypto.getRandomValues(new Uint32Array(3));
+  return Array.from(numbers, (number) => number.toString(16).padStart(8, "0")).join("");
+}
+
+// Stands for the person at this browser: made once, kept here, and only ever sent to the server as it is.
+export function userId() {
+  let id = recall("user");
+  if (typeof id !== "string" || !/^[0-9a-f]{24}$/.test(id)) {
+    id = randomId();
+    remember("user", id);
+  }
+  return id;
+}
+
 // A message's status: done, streaming, stopped (by the person), broken (in mid-answer), failed (no answer came).
 export function question(id, content) {
   return { id, role: "user", content, status: "done" };
@@ -30,8 +46,9 @@ export function answer(id) {
 }
 
 export class Chat {
-  constructor({ messages = [], start = 0, tokensPerByte } = {}) {
+  constructor({ messages = [], start = 0, tokensPerByte, session = randomId() } = {}) {
     this.messages = messages;
+    this.session = session; // the same for all requests of this chat, so that one model answers them
     this.start = Math.min(start, messages.length); // the first message that the model still sees
     this.tokensPerByte = tokensPerByte;
   }
@@ -45,6 +62,7 @@ export class Chat {
       messages,
       start: Number.isInteger(kept.start) && kept.start > 0 ? kept.start : 0,
       tokensPerByte: kept.tokensPerByte > 0 ? kept.tokensPerByte : undefined,
+      session: typeof kept.session === "string" ? kept.session : undefined,
     });
     if (settle) chat.settleUnfinished();
     return chat;
@@ -55,6 +73,7 @@ export class Chat {
       messages: this.messages,
       start: this.start,
       tokensPerByte: this.tokensPerByte,
+      session: this.session,
     });
   }
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lmloop.compression.speed import compare_speed, decode_speed
 from lmloop.inference.engine import Engine
 from lmloop.inference.load import LoadedModel
+from lmloop.inference.speed import compare_speed, decode_speed
 from lmloop.progress import Silent
 
 from ..conftest import random_model
@@ -89,7 +89,7 @@ def test_models_are_measured_in_turns(loaded: LoadedModel, monkeypatch: pytest.M
         turns.append(("before" if model is loaded else "after", streams))
         return next(speeds)
 
-    monkeypatch.setattr("lmloop.compression.speed.decode_speed", measured)
+    monkeypatch.setattr("lmloop.inference.speed.decode_speed", measured)
     found = compare_speed(loaded, other, PROMPT, clock=lambda: 0.0, progress=Silent(), rounds=3)
     assert turns == [("before", 1), ("after", 1)] * 3 + [("before", 16), ("after", 16)] * 3
     assert found == {"1": {"before": 2.0, "after": 20.0}, "16": {"before": 2.0, "after": 20.0}}

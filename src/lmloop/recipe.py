@@ -1,0 +1,89 @@
+"""The whole recipe: one frozen object of all sections, checked together.
+
+Reading one from a file is `lmloop.config`'s part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from lmloop.sections import (
+    NAME_PATTERN,
+    CompressConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    ModelSection,
+    PrepareConfig,
+    PretrainConfig,
+    Section,
+    ServeConfig,
+    TokenizeConfig,
+    TrainConfig,
+)
+from lmloop.upkeep import (
+    CollectConfig,
+    GateConfig,
+    LoopConfig,
+    MonitorConfig,
+    RolloutConfig,
+    UpdateConfig,
+)
+
+
+class Recipe(Section):
+    """One TOML file: a section a stage."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    """What the result is called in the registry: lower case, digits, `.`, `_`, `-`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of every random choice."""
+    prepare: PrepareConfig
+    tokenize: TokenizeConfig = TokenizeConfig()
+    model: ModelSection = ModelSection()
+    pretrain: PretrainConfig = PretrainConfig(budget="4m")
+    finetune: FinetuneConfig = FinetuneConfig(budget="1m")
+    evaluate: EvaluateConfig = EvaluateConfig()
+    compress: CompressConfig = CompressConfig()
+    serve: ServeConfig = ServeConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    collect: CollectConfig = CollectConfig()
+    update: UpdateConfig = UpdateConfig()
+    gate: GateConfig = GateConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    loop: LoopConfig = LoopConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_update(cls, data: Any) -> Any:
+        """Shorten the rows of an update that says nothing of them to a short context."""
+        if not isinstance(data, dict):
+            return data
+        model, update = data.get("model", {}), data.get("update", {})
+        if not (isinstance(model, dict) and isinstance(update, dict)):
+            return data
+        context = model.get("context_length")
+        row, batch = (
+            UpdateConfig.model_fields[name].default for name in ("row_tokens", "batch_tokens")
+        )
+        if not isinstance(context, int) or not 0 < context < row or "row_tokens" in update:
+            return data
+        fitting = {"row_tokens": context, "batch_tokens": batch - batch % context}
+        return {**data, "update": {**fitting, **update}}
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Recipe:
+        for stage in ("pretrain", "finetune", "update"):
+            section: TrainConfig = getattr(self, stage)
+            if section.row_tokens > self.model.context_length:
+                raise ValueError(
+                    f"{stage}.row_tokens = {section.row_tokens} exceeds "
+                    f"model.context_length = {self.model.context_length}"
+                )
+            if section.batch_tokens % section.row_tokens:
+                raise ValueError(
+                    f"{stage}.batch_tokens = {section.batch_tokens} is no multiple of "
+                    f"{stage}.row_tokens = {section.row_tokens}"
+                )
+        return self

@@ -1,0 +1,1 @@
+"""Traffic to a better model: collect, update, judge, roll out."""
