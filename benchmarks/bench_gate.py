@@ -82,7 +82,7 @@ def make_home(given: Path | None, folder: Path) -> ArtifactStore:
         shutil.copytree(given / "artifacts", home / "artifacts")
     else:
         print("training a small chat model, about a minute", file=sys.stderr)
-        lmloop.run(ROOT / "recipes" / "chat.toml", home=home, until="finetune", **SMALL)
+        lmloop.finetune(ROOT / "recipes" / "chat.toml", home=home, **SMALL)
     return ArtifactStore(home)
 
 

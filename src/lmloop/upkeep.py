@@ -62,21 +62,17 @@ class UpdateConfig(TrainConfig):
     """Tokens of one optimiser step."""
     row_tokens: int = Field(default=256, ge=8)
     """Length of a packed row, at most the model's context length."""
-    learning_rate: float = Field(default=0.001, gt=0)
-    """Peak rate of AdamW."""
-    matrix_learning_rate: float = Field(default=0.005, gt=0)
+    matrix_learning_rate: float = Field(default=0.01, gt=0)
     """Peak rate of Muon (hidden matrices)."""
     passes: int = Field(default=20, ge=1)
     """How often the mixture holds each collected exchange; without a budget it is read once."""
-    replay_share: float = Field(default=0.9, ge=0, lt=1)
+    replay_share: float = Field(default=0.95, ge=0, lt=1)
     """Share of the learnt tokens that are old training text."""
-    anchor: float = Field(default=0.3, ge=0, lt=1)
-    """Share of the live model's weights in the result: more forgets less, and learns less."""
     decay_share: float = Field(default=0.8, ge=0, le=1)
     """Share of the budget at the end in which rates fall linearly."""
-    validate_every: int = Field(default=50, ge=1)
+    validate_every: int = Field(default=100, ge=1)
     """Steps between two measurements of validation bits per byte."""
-    save_every: int = Field(default=50, ge=1)
+    save_every: int = Field(default=100, ge=1)
     """Steps between two snapshots: what `kill -9` can cost at most."""
 
     @property

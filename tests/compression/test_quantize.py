@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from lmloop.compression import quantize
 from lmloop.compression.quantize import compare_predictions, compress, measure_loss, refuse_loss
-from lmloop.inference.speed import compare_speed
 from lmloop.errors import CompressionError
 from lmloop.inference.load import LoadedModel, load
+from lmloop.inference.speed import compare_speed
 from lmloop.model.checkpoint import save_model
 from lmloop.model.quantized import Int8Linear, quantize_int8
 from lmloop.model.transformer import Transformer

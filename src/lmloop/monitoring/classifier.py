@@ -45,8 +45,8 @@ def separate(
     The classifier is Fisher's linear discriminant with a ridge, cross-fitted: senders, not
     requests, are dealt to `NUM_FOLDS` folds. Its p-value is that of the distance of the two means
     in the classifier's metric (Hotelling's T² with a ridge), see `_distance_p`. The area itself has
-    no usable law: folds train on each other's test data, so that the law of Mann and Whitney calls
-    1 window of 100 surprising at the level of 1 in 1,000.
+    no usable law: folds train on each other's test data, so that by the law of Mann and Whitney
+    seven times too many unchanged windows lie beyond three standard deviations.
     """
     groups = [np.unique(each, return_inverse=True)[1] for each in (reference_groups, window_groups)]
     if min(map(_count_senders, groups)) < MIN_SENDERS:

@@ -19,6 +19,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lmloop.errors import UpdateError
 from lmloop.records import Conversation, Record
 from lmloop.tokens.chat import ChatTemplate
@@ -34,8 +37,8 @@ SPLIT = "train"
 class _Encoded:
     """A record as ids, with which of them are learnt."""
 
-    ids: list[int]
-    learnt: list[bool]
+    ids: NDArray[np.uint32]
+    learnt: NDArray[np.bool_]
     num_learnt: int
     raw_bytes: int
 
@@ -69,7 +72,7 @@ def write_mixture(
     writer = ShardWriter(folder, SPLIT, vocab_size=tokenizer.vocab_size)
     with closing(writer):
         for each in (*fresh * passes, *replayed):
-            writer.append(each.ids, each.learnt, raw_bytes=each.raw_bytes)
+            writer.append(each.ids.tolist(), each.learnt.tolist(), raw_bytes=each.raw_bytes)
     index = {"vocab_size": tokenizer.vocab_size, "splits": {SPLIT: writer.close()}}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     held = sum(each.num_learnt for each in replayed)
@@ -101,7 +104,9 @@ def _encode_feedback(feedback: Sequence[Record], template: ChatTemplate) -> list
 
 
 def _hold(record: Record, ids: list[int], learnt: list[bool]) -> _Encoded:
-    return _Encoded(ids, learnt, sum(learnt), record.raw_bytes)
+    """Five bytes a token: the mixture of many corrections is long."""
+    marks = np.asarray(learnt, dtype=np.bool_)
+    return _Encoded(np.asarray(ids, dtype=np.uint32), marks, int(marks.sum()), record.raw_bytes)
 
 
 def _leave_out_earlier(answers: Sequence[bool]) -> list[bool]:
