@@ -154,11 +154,13 @@ def _collect(
 
 def _pledge(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
     from lmloop.corpus.splits import read_split
-    from lmloop.updating.pledge import TARGET, freeze
+    from lmloop.updating.pledge import TARGET, TARGET_TWIN, freeze
 
+    collected = inputs["collect"].path
     sets = _gate_sets(shop, inputs["prepare"])
+    sets[TARGET_TWIN] = list(read_split(collected, "train"))
     if TARGET not in sets:
-        sets[TARGET] = list(read_split(inputs["collect"].path, "heldout"))
+        sets[TARGET] = list(read_split(collected, "heldout"))
     return freeze(shop.recipe.gate, sets=sets, folder=folder, sealed=time.time())
 
 
