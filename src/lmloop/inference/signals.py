@@ -16,11 +16,11 @@ from torch import Tensor
 
 EMBEDDING_SIZE = 64
 """Numbers of a prompt's embedding."""
-PROMPT_POSITIONS = 24
+PROMPT_POSITIONS = 16
 """Most prompt tokens whose nats are taken: a longer prompt costs no more than one of this length.
 
-On prompts of small talk with 5 to 512 tokens the mean of so many is 0.3 nats off the mean of all,
-without bias, where prompts differ by 0.9: a correlation of 0.95.
+On prompts of small talk with 5 to 512 tokens the mean of so many is 0.4 nats off the mean of all,
+without bias, where prompts differ by 0.9: a correlation of 0.91.
 """
 PROMPT_ROWS = 128
 """Prompt tokens that are gathered for one product with the head."""
