@@ -263,6 +263,20 @@ def make_circle(walked: Walked) -> Circle:
     return Circle(load_recipe(walked.recipe), home=walked.home, progress=Silent())
 
 
+def test_the_reference_of_training_text_is_measured_once_a_version(walked: Walked) -> None:
+    circle = make_circle(walked)
+    try:
+        first = circle._text_reference()
+        (cache,) = (walked.home / "cache").glob("reference-*.json")
+        written = cache.stat().st_mtime_ns
+        assert circle._text_reference().to_json() == first.to_json()
+        assert cache.stat().st_mtime_ns == written
+        cache.write_text("{", encoding="utf-8")
+        assert circle._text_reference().to_json() == first.to_json()
+    finally:
+        circle.close()
+
+
 def test_nothing_to_learn_from_opens_no_round_and_says_so(walked: Walked) -> None:
     circle = make_circle(walked)
     try:

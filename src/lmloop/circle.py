@@ -8,6 +8,7 @@ live model. Killed at any instant, the next turn goes on from the artifacts and 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ from lmloop.progress import Progress
 from lmloop.recipe import Recipe
 from lmloop.sections import parse_duration
 from lmloop.stages import Workshop
-from lmloop.store.artifact import Artifact, open_artifact
+from lmloop.store.artifact import Artifact, make_folder, open_artifact, write_json
 from lmloop.store.events import read_events, record_event
 from lmloop.store.registry import Registry, mirror_folder
 from lmloop.updating.rollout import Rollout
@@ -217,20 +218,31 @@ class Circle:
             learnt=rounds.learnt_exchanges(live, self._shop.store),
         )
 
-    def _text_reference(self) -> Sample | None:
-        """Signals of the training corpus's prompts under the live model, made once a version."""
+    def _text_reference(self) -> Sample:
+        """Signals of held-out prompts of the training corpus under the live model, kept in a cache.
+
+        A cache that cannot be read is made anew.
+        """
+        from lmloop.monitoring.sample import Sample
+
+        live, limit = self._live(), self._recipe.monitor.reference_requests
+        name = f"reference-{live.fingerprint[:16]}-{limit}-{self._recipe.seed}.json"
+        path = self._home / "cache" / name
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return Sample.from_json(json.loads(path.read_text(encoding="utf-8")))
+        sample = self._measure_text(live, limit=limit)
+        make_folder(path.parent)
+        write_json(path, sample.to_json())
+        return sample
+
+    def _measure_text(self, live: Artifact, *, limit: int) -> Sample:
         from lmloop.corpus.splits import read_split
         from lmloop.inference.load import load
         from lmloop.monitoring.reference import text_reference
 
-        live = self._live()
-        parents = rounds.find_parents(live, self._shop.store)
-        return text_reference(
-            load(live.path),
-            read_split(parents.corpus.path, "heldout"),
-            limit=self._recipe.monitor.reference_requests,
-            seed=self._recipe.seed,
-        )
+        corpus = rounds.find_parents(live, self._shop.store).corpus
+        heldout = read_split(corpus.path, "heldout")
+        return text_reference(load(live.path), heldout, limit=limit, seed=self._recipe.seed)
 
     def _live(self) -> Artifact:
         entry = self.registry.read().get("live")
