@@ -9,7 +9,6 @@ repository as another language; answers are then left out.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import pydoc
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import ROOT, make_row, median, report
+from harness import ROOT, make_parser, make_row, median, report
 from lmloop.monitoring.drift import compare
 from lmloop.monitoring.sample import EMBEDDING_SIZE, FLAGS, LABELS, NUMBERS, Sample
 from lmloop.records import Conversation, Turn
@@ -266,11 +265,8 @@ def as_talks(sentences: Iterator[str]) -> list[Conversation]:
 
 def main() -> None:
     """Measure made-up traffic, or real prompts where a home is given."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, nothing else")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
+    parser = make_parser(__doc__)
     parser.add_argument("--home", type=Path, help="measure prompts with this home's live model")
-    parser.add_argument("--rounds", type=int, default=1, help="unused: seeds are fixed")
     arguments = parser.parse_args()
     generator = np.random.default_rng(0)
     if arguments.home is None:

@@ -24,7 +24,7 @@ from gate_candidates import Workbench, plant, shorten
 from numpy.typing import NDArray
 
 import lmloop
-from harness import ROOT, make_row, median, report
+from harness import ROOT, make_parser, make_row, median, report
 from lmloop.config import calm_threads
 from lmloop.corpus.splits import read_split
 from lmloop.inference.load import load
@@ -66,12 +66,9 @@ GENERAL = 80
 
 def parse() -> argparse.Namespace:
     """The arguments."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, nothing else")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
+    parser = make_parser(__doc__)
     parser.add_argument("--home", type=Path, help="of a live chat model; it stays as it is")
     parser.add_argument("--candidates", type=int, default=100, help="of the error rate")
-    parser.add_argument("--rounds", type=int, default=1, help="unused: seeds are fixed")
     return parser.parse_args()
 
 

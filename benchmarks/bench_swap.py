@@ -7,7 +7,6 @@ text of an answer shows whether one version alone gave it.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -30,7 +29,7 @@ import numpy as np
 import sqlalchemy as sa
 from versions import NAME, speaker
 
-from harness import ROOT, make_row, median, report
+from harness import ROOT, make_parser, make_row, median, report
 from lmloop.store.artifact import Artifact, open_artifact
 from lmloop.store.database import database_url, open_database, servers_table
 from lmloop.store.registry import Registry
@@ -286,12 +285,9 @@ async def measure(home: Path, versions: Mapping[str, Artifact], seconds: float) 
 
 def main() -> None:
     """Measure on three random models of the chat recipe's shape."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, nothing else")
+    parser = make_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the load lasts")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
     arguments = parser.parse_args()
-    arguments.rounds = 1
     with tempfile.TemporaryDirectory() as folder:
         script = ROOT / "benchmarks" / "versions.py"
         made = subprocess.run(

@@ -9,7 +9,6 @@ mixture, training, validation, checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import lmloop
-from harness import make_row, report
+from harness import make_parser, make_row, report
 from lmloop.config import calm_threads
 from lmloop.corpus.read import read_sources
 from lmloop.corpus.splits import read_split
@@ -64,9 +63,7 @@ class Updated:
 
 def main() -> None:
     """Update and measure once a seed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, nothing else")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
+    parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="seeds")
     parser.add_argument("--home", type=Path, default=Path(".lmloop"), help="of a live chat model")
     parser.add_argument("--keep", type=Path, help="a new folder for the updated checkpoints")

@@ -22,12 +22,18 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch>=2.10,<2.14"
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
+def make_parser(description: str | None) -> argparse.ArgumentParser:
     """The arguments of every benchmark."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="one JSON object a line, nothing else")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are shown")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
+    return parser
+
+
+def parse_arguments(description: str) -> argparse.Namespace:
+    """The arguments of a benchmark that repeats what it does."""
+    parser = make_parser(description)
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are shown")
     return parser.parse_args()
 
 
@@ -95,7 +101,7 @@ def report(name: str, rows: Sequence[dict[str, Any]], arguments: argparse.Namesp
         path = ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-{slug}.json"
         path.parent.mkdir(exist_ok=True)
         data = json.loads(path.read_text()) if path.exists() else {"machine": machine, "runs": {}}
-        command = f"python benchmarks/{name}.py --rounds {arguments.rounds}"
+        command = " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
         data["runs"][name] = {"command": command, "rows": list(rows)}
         path.write_text(json.dumps(data, indent=1) + "\n")
 
