@@ -296,7 +296,9 @@ def test_sixteen_clients_stream_on_while_the_database_is_lost(
         assert ends == ["[DONE]"] * 48
         rating = {"response_id": server.chat().json["id"], "rating": 1}
         assert server.post("/v1/feedback", rating).status == 200
-        wait_until(lambda: server.metric("llm_events_dropped_total") >= 48)
+        # A full disk still has room for a few rows in the pages that are there already.
+        least = 36 if how == "full disk" else 48
+        wait_until(lambda: server.metric("llm_events_dropped_total") >= least)
         assert server.is_ready()
 
 
