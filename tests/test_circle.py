@@ -83,7 +83,8 @@ max_per_user = 100
 max_user_share = 1.0
 
 [update]
-steps = 60
+steps = 80
+replay_share = 0.5
 batch_tokens = 1024
 row_tokens = 128
 
@@ -100,6 +101,7 @@ step_requests = 12
 step_timeout = "60s"
 watch_requests = 15
 max_slowdown = 5.0
+false_alarms = 1e-6
 
 [loop]
 on_alarm = true
@@ -112,7 +114,7 @@ def correct(number: int) -> tuple[str, str]:
     """A question that the model has not seen, and what the answer should have been."""
     day, thing = DAYS[number % 7], THINGS[number % 8]
     question = f"when does the {thing} open on {day} evening?"
-    return question, f"On {day} the {thing} opens at nine and closes at midnight. Bring a coat."
+    return question, f"The {thing} opens at nine on {day}."
 
 
 @dataclass

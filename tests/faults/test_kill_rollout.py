@@ -63,9 +63,10 @@ def ask(url: str, session: str, traffic: Traffic) -> None:
     headers = {"Content-Type": "application/json", "X-Lmloop-Session": session}
     place = urlsplit(url)
     connection = http.client.HTTPConnection("127.0.0.1", place.port or 0, timeout=20)
-    with contextlib.closing(connection):
+    with contextlib.closing(connection), contextlib.ExitStack() as stack:
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-        response = connection.getresponse()
+        # A stream has its own hold on the socket: an answer that is left early closes it itself.
+        response = stack.enter_context(connection.getresponse())
         if response.status != 200:
             traffic.refused.append(json.loads(response.read())["error"]["code"])
             return
@@ -85,7 +86,8 @@ def ask(url: str, session: str, traffic: Traffic) -> None:
 def is_ready(url: str) -> bool:
     with contextlib.closing(http.client.HTTPConnection(urlsplit(url).netloc)) as connection:
         connection.request("GET", "/ready")
-        return connection.getresponse().status == 200
+        with connection.getresponse() as response:
+            return response.status == 200
 
 
 @contextlib.contextmanager
