@@ -9,177 +9,83 @@ mixture, training, validation, checkpoint.
 
 from __future__ import annotations
 
-import shutil
+import argparse
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lmloop
-from harness import make_parser, make_row, report
+from harness import make_row, report, run_script
 from lmloop.config import calm_threads
-from lmloop.corpus.read import read_sources
-from lmloop.corpus.splits import read_split
 from lmloop.errors import ArtifactError
-from lmloop.evaluation.perplexity import bits_per_byte_of
-from lmloop.inference.load import LoadedModel, load
-from lmloop.model.hardware import tune_process
-from lmloop.progress import Silent
-from lmloop.records import Record
-from lmloop.rounds import Parents, find_parents
-from lmloop.stages import VALIDATION_TOKENS
-from lmloop.store.artifact import ArtifactStore
-from lmloop.tokens.shards import Shards
-from lmloop.tokens.tokenizer import Tokenizer
-from lmloop.updating.mixture import write_mixture
-from lmloop.updating.refresh import refresh
-from lmloop.updating.scores import Scores, score_sets
-from lmloop.updating.statistics import Change, relative_change
-from lmloop.upkeep import UpdateConfig
 
-DATA = Path(__file__).parent / "data"
+STEP = Path(__file__).parent / "update_step.py"
 LARGEST_LOSS = 0.01
 LONGEST_SECONDS = 180.0
 
 
-@dataclass(frozen=True)
-class Updated:
-    """One seed's update."""
-
-    seed: int
-    steps: int
-    seconds: float
-    scores: dict[str, Scores]
-
-    def change(self, name: str) -> Change:
-        """Of bits per byte on one set, with its 95 % interval."""
-        each = self.scores[name]
-        return relative_change(each.candidate, each.live, confidence=0.95, seed=0)
-
-
 def main() -> None:
     """Update and measure once a seed."""
-    parser = make_parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, nothing else")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
     parser.add_argument("--rounds", type=int, default=3, help="seeds")
     parser.add_argument("--home", type=Path, default=Path(".lmloop"), help="of a live chat model")
-    parser.add_argument("--keep", type=Path, help="a new folder for the updated checkpoints")
+    parser.add_argument("--keep", type=Path, help="a folder for the updated checkpoints")
     arguments = parser.parse_args()
-    calm_threads()
-    tune_process()
+    home = arguments.home.resolve()
     try:
-        live = lmloop.find(home=arguments.home)
-        parents = find_parents(live, ArtifactStore(arguments.home))
+        lmloop.find(home=home)
     except ArtifactError as error:
-        sys.exit(f"{error}\nmake one: lmloop run recipes/chat.toml --home {arguments.home}")
-    sets = {
-        "paraphrases": read_data("paraphrases.jsonl"),
-        "general": list(read_split(parents.corpus.path, "heldout")),
-    }
-    before = load(parents.base.path)
-    found = [
-        update(parents, before, sets, seed=seed, keep=arguments.keep)
-        for seed in range(arguments.rounds)
-    ]
+        sys.exit(f"{error}\nmake one: lmloop run recipes/chat.toml --home {home}")
+    calm_threads()
+    found = []
+    for seed in range(arguments.rounds):
+        keep = [] if arguments.keep is None else [str(arguments.keep.resolve() / f"seed-{seed}")]
+        found.append(run_script(sys.executable, STEP, str(home), str(seed), *keep))
     report("bench_update", [row for each in found for row in make_rows(each)], arguments)
     if not arguments.json:
         print(render(found))
 
 
-def read_data(name: str) -> list[Record]:
-    """The conversations of a file beside this benchmark."""
-    return [each.record for each in read_sources((str(DATA / name),))]
-
-
-def update(
-    parents: Parents,
-    before: LoadedModel,
-    sets: dict[str, list[Record]],
-    *,
-    seed: int,
-    keep: Path | None,
-) -> Updated:
-    """Train on the corrections with one seed; score both models on all sets."""
-    config = UpdateConfig()
-    tokenizer = Tokenizer.open(parents.base.path)
-    with tempfile.TemporaryDirectory() as place:
-        shards, run, folder = (Path(place) / name for name in ("shards", "run", "model"))
-        folder.mkdir()
-        begin = time.monotonic()
-        write_mixture(
-            read_data("corrections.jsonl"),
-            partial(read_split, parents.corpus.path, "train"),
-            tokenizer=tokenizer,
-            folder=shards,
-            passes=config.passes,
-            replay_share=config.replay_share,
-            seed=seed,
-        )
-        counts = refresh(
-            config,
-            base=parents.base.path,
-            shards=shards,
-            folder=folder,
-            run=run,
-            seed=seed,
-            validate=partial(
-                bits_per_byte_of,
-                shards=Shards.open(parents.shards.path, "validation"),
-                document_id=tokenizer.document_id,
-                context_length=before.config.context_length,
-                max_tokens=VALIDATION_TOKENS,
-            ),
-            clock=time.monotonic,
-            progress=Silent(),
-        )
-        seconds = time.monotonic() - begin
-        scores = score_sets(sets, candidate=load(folder), live=before, progress=Silent())
-        if keep is not None:
-            shutil.copytree(folder, keep / f"seed-{seed}")
-    return Updated(seed, counts["steps"], seconds, scores)
-
-
-def make_rows(each: Updated) -> list[dict[str, Any]]:
+def make_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
     """A row a set, before as the peer, and one of the time."""
-    rows = []
-    for name, scores in each.scores.items():
-        bits, change = scores.bits(), each.change(name)
+    seed, rows = found["seed"], []
+    for name, each in found["sets"].items():
         row = make_row(
-            f"update.{name}.seed_{each.seed}",
+            f"update.{name}.seed_{seed}",
             "bits/byte",
-            bits["candidate"],
+            each["after"],
             peer_name="before",
-            peer=bits["live"],
-            limit=bits["live"] * (1 + LARGEST_LOSS) if name == "general" else None,
+            peer=each["before"],
+            limit=each["before"] * (1 + LARGEST_LOSS) if name == "general" else None,
             smaller_is_better=True,
         )
-        interval = [round(end, 5) for end in (change.low, change.high)]
-        rows.append({**row, "change": round(change.value, 5), "interval": interval})
+        interval = [round(end, 5) for end in each["interval"]]
+        rows.append({**row, "change": round(each["change"], 5), "interval": interval})
     seconds = make_row(
-        f"update.seconds.seed_{each.seed}",
+        f"update.seconds.seed_{seed}",
         "s",
-        each.seconds,
+        found["seconds"],
         limit=LONGEST_SECONDS,
         smaller_is_better=True,
     )
-    return [*rows, {**seconds, "steps": each.steps}]
+    return [*rows, {**seconds, "steps": found["steps"]}]
 
 
-def render(found: Sequence[Updated]) -> str:
+def render(found: Sequence[dict[str, Any]]) -> str:
     """All seeds as a table."""
-    names = list(found[0].scores)
+    names = list(found[0]["sets"])
     head = ["seed", "steps", "seconds", *(f"{name}, bits per byte" for name in names)]
     lines = ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for each in found:
-        cells = [str(each.seed), str(each.steps), f"{each.seconds:.0f}"]
-        for name in names:
-            bits, change = each.scores[name].bits(), each.change(name)
+        cells = [str(each["seed"]), str(each["steps"]), f"{each['seconds']:.0f}"]
+        for one in (each["sets"][name] for name in names):
+            low, high = one["interval"]
             cells.append(
-                f"{bits['live']:.4f} → {bits['candidate']:.4f}, {change.value:+.2%} "
-                f"({change.low:+.2%} to {change.high:+.2%})"
+                f"{one['before']:.4f} → {one['after']:.4f}, {one['change']:+.2%} "
+                f"({low:+.2%} to {high:+.2%})"
             )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
