@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 import lmloop
 from harness import ROOT, make_parser, make_row, median, report
-from lmloop.config import calm_threads
 from lmloop.corpus.splits import read_split
 from lmloop.inference.load import load
 from lmloop.model.hardware import tune_process
@@ -261,7 +260,6 @@ def spread(nats: Sequence[Nats], name: str) -> float:
 def main() -> None:
     """Judge what was planted, then count false promotions."""
     arguments = parse()
-    calm_threads()
     tune_process()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -275,7 +275,7 @@ class Circle:
             "verdict": None if verdict is None else str(verdict.path),
             "candidate": None if candidate is None else candidate.fingerprint,
         }
-        if result == "refused":
+        if result == "refused" and verdict is not None:
             self._record("gate.refused", data)
         self._record("round.finished", data)
         return Turned(result=result, reason=reason, verdict=verdict, candidate=candidate)

@@ -39,12 +39,12 @@ class Parents:
 
 def find_parents(live: Artifact, store: ArtifactStore) -> Parents:
     """Trace a live model back; raise `UpdateError` where a part of its lineage is not on disk."""
-    ancestors = {(each.kind, each.stage): each for each in reversed(list(walk_back(live, store)))}
-    base = live
-    if live.stage == "compress":
-        base = next((e for e in _inputs(live, store) if e.kind == "checkpoint"), live)
-    corpus, shards = ancestors.get(("corpus", "prepare")), ancestors.get(("shards", "tokenize"))
-    if corpus is None or shards is None or (base is live and live.stage == "compress"):
+    way = list(walk_back(live, store))
+    base = next((each for each in way[1:] if each.kind == "checkpoint"), None)
+    base = base if live.stage == "compress" else live
+    corpus = next((each for each in way if each.stage == "prepare"), None)
+    shards = next((each for each in way if each.stage == "tokenize"), None)
+    if base is None or corpus is None or shards is None:
         raise UpdateError(
             f"{live} cannot be updated: the text or the checkpoint that it was made from is no "
             "longer on disk; run its recipe again"
@@ -58,13 +58,6 @@ def learnt_exchanges(live: Artifact, store: ArtifactStore) -> set[str]:
 
     corpora = (each.path for each in walk_back(live, store) if each.stage == "collect")
     return {member.content for path in corpora for member in read_members(path)}
-
-
-def _inputs(artifact: Artifact, store: ArtifactStore) -> list[Artifact]:
-    """The artifacts that one was made from directly."""
-    wanted = [origin["fingerprint"] for origin in artifact.made_from]
-    known = {each.fingerprint: each for each in store.all()}
-    return [known[fingerprint] for fingerprint in wanted if fingerprint in known]
 
 
 def collect(shop: Workshop, parents: Parents, selection: Selection) -> Artifact:

@@ -102,7 +102,7 @@ def asking(url: str) -> Iterator[Traffic]:
             try:
                 ask(url, f"{number}-{turn}", traffic)
             except (OSError, http.client.HTTPException):
-                time.sleep(0.02)
+                end.wait(0.02)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(CLIENTS)]
     for thread in threads:
@@ -225,7 +225,9 @@ def test_a_killed_engine_is_replaced_and_the_rollout_goes_on(
         home.open_gate("B")
         wait_until(stage.follows(), seconds=20)
         wait_until(lambda: is_ready(url))
-        time.sleep(0.2)  # what was refused before is noted by now
+        # What was refused before is noted once every client has asked again.
+        seen = traffic.mark()
+        wait_until(lambda: traffic.mark() > seen + 2 * CLIENTS)
         lost = len(traffic.refused)
         if phase != "promoted":
             stage.until(candidate_state="ready")

@@ -11,7 +11,6 @@ from lmloop.monitoring.statistics import (
     area_under_curve,
     bin_shares,
     design_effects,
-    fisher_exact,
     holm,
     jensen_shannon,
     ks_distance,
@@ -52,20 +51,6 @@ def test_ks_p_never_promises_more_than_the_exact_law() -> None:
         first, second = draw.normal(size=200), draw.normal(shift, 1, size=100)
         exact = scipy.stats.ks_2samp(first, second, method="exact")
         assert ks_p(float(exact.statistic), n=200, m=100) >= exact.pvalue
-
-
-@pytest.mark.parametrize(
-    "table", [(3, 10, 30, 1000), (0, 5, 0, 9), (5, 5, 0, 9), (12, 100, 20, 1000), (1, 1, 1, 1)]
-)
-def test_fishers_test_is_scipys(table: tuple[int, int, int, int]) -> None:
-    hits, size, others, other_size = table
-    theirs = scipy.stats.fisher_exact([[hits, size - hits], [others, other_size - others]])
-    assert fisher_exact(*table) == pytest.approx(theirs.pvalue, rel=1e-6)
-
-
-def test_fishers_lady_tasting_tea() -> None:
-    # Four cups of eight, all told right: 1 / 70 each way.
-    assert fisher_exact(4, 4, 0, 4) == pytest.approx(2 / 70)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -20,7 +20,6 @@ from lmloop.monitoring.statistics import (
     Numbers,
     bin_shares,
     design_effects,
-    fisher_exact,
     holm,
     jensen_shannon,
     ks_distance,
@@ -169,9 +168,13 @@ def _compare_flags(pair: _Pair) -> Finding:
 
 def _fisher(before: float, n: float, now: float, m: float) -> float:
     """Fisher's test of two shares of `n` and `m` values, which may be fractions."""
+    # Imported here: a server that only shows what was found does without its half second.
+    from scipy.stats import fisher_exact
+
     sizes = max(1, int(n)), max(1, int(m))
     hits = round(before * sizes[0]), round(now * sizes[1])
-    return fisher_exact(hits[0], sizes[0], hits[1], sizes[1])
+    table = [[hit, size - hit] for hit, size in zip(hits, sizes, strict=True)]
+    return float(fisher_exact(table).pvalue)
 
 
 def _compare_labels(name: str, reference: Sample, window: Sample) -> Finding | None:

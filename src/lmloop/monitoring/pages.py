@@ -24,7 +24,6 @@ from lmloop.upkeep import MonitorConfig
 
 WEB_FOLDER = Path(__file__).parent / "web"
 PAGE = "monitor.html"
-DASHBOARD = "grafana.json"
 READING = ["GET", "HEAD"]
 DEFAULT_MINUTES = 60
 MAX_MINUTES = 31 * 24 * 60

@@ -20,9 +20,8 @@ from lmloop.inference.sampling import Sampling
 from lmloop.inference.signals import Signals
 from lmloop.monitoring.sample import Request, Sample, build_sample
 from lmloop.records import Conversation, Record, Turn
+from lmloop.store.registry import name_weights
 
-WEIGHTS_CHARACTERS = 12
-"""How much of a fingerprint stands in a request's row."""
 BATCH = 16
 
 
@@ -79,7 +78,7 @@ def _measure(model: LoadedModel, prompts: Sequence[_Prompt]) -> Iterator[Request
     while engine.has_work():
         found |= {each.request_id: each.signals for each in engine.step() if each.finish_reason}
     for number, prompt in enumerate(prompts):
-        yield _describe(prompt, found[str(number)], weights=model.fingerprint[:WEIGHTS_CHARACTERS])
+        yield _describe(prompt, found[str(number)], weights=name_weights(model.fingerprint))
 
 
 def _describe(prompt: _Prompt, signals: Signals | None, *, weights: str) -> Request:

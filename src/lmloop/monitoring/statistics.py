@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln, kolmogorov, xlogy
+from scipy.special import kolmogorov, xlogy
 
 Numbers = NDArray[np.float64]
 Groups = NDArray[np.int64]
@@ -18,8 +18,6 @@ Groups = NDArray[np.int64]
 NUM_BINS = 10
 SMALLEST_SHARE = 1e-4
 """Stands in for an empty bin, as in most uses of the population stability index."""
-PROBABILITY_TOLERANCE = 1 + 1e-7
-"""Tables whose probabilities differ by less count as equally likely (as in R and scipy)."""
 
 
 def ks_distance(first: Numbers, second: Numbers) -> float:
@@ -76,30 +74,6 @@ def jensen_shannon(first: Numbers, second: Numbers) -> float:
 
     bits = (divergence(first) + divergence(second)) / 2 / np.log(2)
     return float(np.sqrt(min(max(bits, 0.0), 1.0)))
-
-
-def fisher_exact(hits: int, size: int, other_hits: int, other_size: int) -> float:
-    """Two-sided p-value of Fisher's exact test: are `hits` of `size` like those of the other?
-
-    Sums the hypergeometric chances of all tables with these margins that are no likelier than
-    the one given (Fisher 1935).
-    """
-    total, all_hits = size + other_size, hits + other_hits
-    lowest, highest = max(0, all_hits - other_size), min(all_hits, size)
-    counts = np.arange(lowest, highest + 1)
-    chances = (
-        _log_choose(size, counts)
-        + _log_choose(other_size, all_hits - counts)
-        - _log_choose(total, np.array(all_hits))
-    )
-    observed = chances[hits - lowest]
-    extreme = chances <= observed + np.log(PROBABILITY_TOLERANCE)
-    return float(min(1.0, np.exp(chances[extreme]).sum()))
-
-
-def _log_choose(total: int, chosen: NDArray[np.int64]) -> Numbers:
-    result: Numbers = gammaln(total + 1) - gammaln(chosen + 1) - gammaln(total - chosen + 1)
-    return result
 
 
 def area_under_curve(negatives: Numbers, positives: Numbers) -> float:

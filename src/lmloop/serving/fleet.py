@@ -17,6 +17,7 @@ from typing import Literal
 from lmloop.errors import RequestError, ServingError
 from lmloop.serving.lane import FIRST_DELAY_SECONDS, Lane
 from lmloop.serving.process import EngineSpec
+from lmloop.store.registry import name_weights
 
 DRAIN_SECONDS = 600.0
 """How long replaced weights may work on what they began."""
@@ -24,8 +25,6 @@ PAUSE_DRAIN_SECONDS = 30.0
 """The same where new requests wait for it."""
 MAX_TRIAL_STARTS = 4
 """A candidate whose engine had to be started so often is given up at its next end."""
-WEIGHTS_DIGITS = 12
-"""Digits of a fingerprint that name a weights version on the wire."""
 NO_TRIAL = 'swap = "pause" holds one engine: no candidate can be tried beside the live model'
 
 logger = logging.getLogger(__name__)
@@ -243,7 +242,7 @@ class Fleet:
 
 
 def _name(spec: EngineSpec) -> str:
-    return spec.fingerprint[:WEIGHTS_DIGITS] or "(unnamed)"
+    return name_weights(spec.fingerprint) or "(unnamed)"
 
 
 def _unstartable(reason: str) -> ServingError:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmloop.errors import LmloopError, RequestError
+from lmloop.store.registry import name_weights
 
 if TYPE_CHECKING:
     from lmloop.serving.prompts import Texts
@@ -315,7 +316,7 @@ class EngineProcess:
                 if generation is not None:
                     generation.fail(_request_error(message))
             case "ready":
-                self.weights = str(message["fingerprint"])[:12]
+                self.weights = name_weights(str(message["fingerprint"]))
                 self.context_length = int(message["context_length"])
                 self.vocab_size = int(message["vocab_size"])
                 self.state, self.was_ready = "ready", True

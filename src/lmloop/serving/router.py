@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from lmloop.errors import RequestError, ServingError
-from lmloop.serving.fleet import WEIGHTS_DIGITS, Aim, Fleet
+from lmloop.serving.fleet import Aim, Fleet
 from lmloop.serving.lane import FIRST_DELAY_SECONDS, Lane
 from lmloop.serving.process import EngineProcess, EngineSpec, Generation
+from lmloop.store.registry import name_weights
 
 PAUSE_SECONDS = 60.0
 """Longest wait of a request for the end of a pause."""
@@ -107,7 +108,7 @@ class Router:
         fleet, aim = self.fleet, self.fleet.aim
         found = {role: _describe(lane) for role, lane in fleet.roles.items()}
         if aim.candidate is not None:
-            weights = aim.candidate.fingerprint[:WEIGHTS_DIGITS]
+            weights = name_weights(aim.candidate.fingerprint)
             state = "failed" if fleet.refusal else "starting"
             found.setdefault("candidate", {"weights": weights, "state": state})
         return {
@@ -233,7 +234,7 @@ class Router:
 
 
 def _describe(lane: Lane) -> dict[str, str]:
-    weights = lane.engine.weights or lane.fingerprint[:WEIGHTS_DIGITS]
+    weights = lane.engine.weights or name_weights(lane.fingerprint)
     return {"weights": weights, "state": lane.state}
 
 

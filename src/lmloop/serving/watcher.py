@@ -27,13 +27,12 @@ from lmloop.store.artifact import open_artifact
 from lmloop.store.database import servers_table, transaction
 from lmloop.store.events import record_event
 from lmloop.store.registry import Entry, Registry
+from lmloop.store.servers import STALE_SECONDS
 
 POLL_SECONDS = 0.25
 """Time between two looks at the registry's generation."""
 HEARTBEAT_SECONDS = 5.0
 """Longest time between two writes of this server's row."""
-STALE_SECONDS = 30.0
-"""A server whose row is older than this is taken to be gone."""
 
 MakeSpec = Callable[[Entry], EngineSpec]
 logger = logging.getLogger(__name__)

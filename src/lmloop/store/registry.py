@@ -35,6 +35,11 @@ Rows = dict[str, dict[str, Any]]
 logger = logging.getLogger(__name__)
 
 
+def name_weights(fingerprint: str) -> str:
+    """What a weights version is called on the wire and in rows: 12 digits of its fingerprint."""
+    return fingerprint[:12]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One row of the registry."""

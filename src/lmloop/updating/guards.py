@@ -7,7 +7,7 @@ so that an equal candidate is called back no oftener than the recipe allows, how
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,9 +42,6 @@ class Fall:
     def to_json(self) -> dict[str, Any]:
         """As stored with an event."""
         return asdict(self)
-
-
-Guard = Callable[[Arm, Arm], Fall | None]
 
 
 def find_falls(live: Arm, candidate: Arm, *, chance: float, max_slowdown: float) -> list[Fall]:

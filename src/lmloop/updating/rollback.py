@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lmloop.store.events import record_event
 from lmloop.store.registry import Registry
-from lmloop.updating.servers import find_servers
+from lmloop.store.servers import find_servers
 
 POLL_SECONDS = 0.02
 

@@ -15,10 +15,10 @@ from typing import Any
 from lmloop.sections import parse_duration
 from lmloop.store.artifact import Artifact
 from lmloop.store.events import Event, read_events, record_event
-from lmloop.store.registry import Phase, Registry
+from lmloop.store.registry import Phase, Registry, name_weights
+from lmloop.store.servers import find_servers
 from lmloop.updating.arms import count_arm, newest_moment, read_arm
 from lmloop.updating.guards import Fall, find_falls
-from lmloop.updating.servers import find_servers
 from lmloop.upkeep import RolloutConfig
 
 POLL_SECONDS = 0.2
@@ -27,8 +27,6 @@ START_SECONDS = 300.0
 FIRST_LOOK = 10
 """Requests of the candidate at the first look of a step; each further look waits for twice that."""
 CALLED_BACK = "it was called back by hand"
-WEIGHTS_DIGITS = 12
-"""Digits of a fingerprint that name a weights version on the wire."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +74,8 @@ class Rollout:
         if live is not None and live.fingerprint == candidate.fingerprint:
             return Outcome(promoted=False, reason="these weights are live already")
         contest = Contest(
-            candidate=candidate.fingerprint[:WEIGHTS_DIGITS],
-            live="" if live is None else live.fingerprint[:WEIGHTS_DIGITS],
+            candidate=name_weights(candidate.fingerprint),
+            live="" if live is None else name_weights(live.fingerprint),
             after=newest_moment(self._engine, self._name),
         )
         started = {"artifact": str(candidate), "path": str(candidate.path), **_plain(contest)}
@@ -102,7 +100,7 @@ class Rollout:
         contest = Contest(**{key: started.data[key] for key in ("candidate", "live", "after")})
         if entry is None:
             live = self._registry.read()["live"]
-            if live.fingerprint[:WEIGHTS_DIGITS] == contest.candidate:
+            if name_weights(live.fingerprint) == contest.candidate:
                 return self._watch(contest)
             if last.kind == "rollout.started":
                 return self.start(find(started.data["path"]))
@@ -198,7 +196,7 @@ class Rollout:
         """Whether the registry still has these weights as candidate, or live."""
         entries = self._registry.read()
         found = (entries[alias].fingerprint for alias in ("candidate", "live") if alias in entries)
-        return any(each[:WEIGHTS_DIGITS] == contest.candidate for each in found)
+        return any(name_weights(each) == contest.candidate for each in found)
 
     def _await_servers(self, generation: int) -> str | None:
         """Wait until every server has the candidate ready; else say what keeps one from it."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lmloop.updating.servers import STALE_SECONDS, find_servers
+from lmloop.store.servers import STALE_SECONDS, find_servers
 
-from .world import NAME, make_world
+from ..updating.world import NAME, make_world
 
 
 def test_a_server_is_there_until_it_was_silent_for_too_long(tmp_path: Path) -> None:
