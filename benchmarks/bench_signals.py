@@ -76,9 +76,11 @@ def measure_server(model: Path, folder: Path, *, turns: int) -> tuple[float, flo
         )
         for url in (on, off):
             ask_together(url)
-        rates = [[ask_together(url) for url in (on, off)] for _ in range(turns)]
-    with_events, without = (median(values) for values in zip(*rates, strict=True))
-    return with_events, without
+        rates: dict[str, list[float]] = {on: [], off: []}
+        for turn in range(turns):
+            for url in (on, off) if turn % 2 else (off, on):
+                rates[url].append(ask_together(url))
+    return median(rates[on]), median(rates[off])
 
 
 @contextmanager

@@ -134,7 +134,7 @@ def test_signals_equal_one_forward_over_the_whole_text(
 def test_signals_do_not_depend_on_how_many_rows_are_measured_at_once(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, rows: int, numbers: int
 ) -> None:
-    for name, value in (("PROMPT_ROWS", rows), ("ANSWER_ROWS", rows), ("BLOCK_NUMBERS", numbers)):
+    for name, value in (("ANSWER_ROWS", rows), ("HELD_NUMBERS", numbers), ("BLOCK_NUMBERS", numbers)):
         monkeypatch.setattr(module, name, value)
     prompts = ids_of(loaded)[-3:]
     answers = run(Engine(loaded, max_running=2, signals=True), prompts, GREEDY)
@@ -225,7 +225,7 @@ def test_any_finite_logits_are_measured(shift: float, width: float) -> None:
     logits = (torch.randn(9, 70, generator=generator) * width) + shift
     tokens = torch.randint(70, (9,), generator=generator).tolist()
     log_p = logits.double().log_softmax(-1)
-    measured = list(measure([logits[:4], logits[4:]], tokens))
+    measured = list(measure(logits, tokens))
     expected = log_p[torch.arange(9), tokens].tolist()
     assert [each[0] for each in measured] == pytest.approx(expected, abs=1e-4, rel=1e-6)
     entropies = torch.special.entr(log_p.exp()).sum(-1).tolist()
@@ -235,18 +235,18 @@ def test_any_finite_logits_are_measured(shift: float, width: float) -> None:
 def test_logits_are_left_as_they_are() -> None:
     logits = torch.tensor([[1.0, 2.0], [900.0, 1.0]])
     kept = logits.clone()
-    list(measure([logits], [0, 1]))
+    list(measure(logits, [0, 1]))
     assert torch.equal(logits, kept)
 
 
 def test_rows_of_one_block_may_need_different_ranges() -> None:
     logits = torch.tensor([[0.0, 1.0], [400.0, 401.0], [-400.0, -401.0]])
     expected = [math.log(1 / (1 + math.e))] * 2 + [math.log(1 / (1 + 1 / math.e))]
-    assert [each[0] for each in measure([logits], [0, 0, 0])] == pytest.approx(expected, abs=1e-6)
+    assert [each[0] for each in measure(logits, [0, 0, 0])] == pytest.approx(expected, abs=1e-6)
 
 
 def test_even_chances_have_the_entropy_of_their_number() -> None:
-    ((log_probability, entropy),) = measure([torch.full((1, 8), 5.0)], [3])
+    ((log_probability, entropy),) = measure(torch.full((1, 8), 5.0), [3])
     assert log_probability == pytest.approx(-math.log(8))
     assert entropy == pytest.approx(math.log(8))
 

@@ -82,7 +82,11 @@ class Engine:
         self._meter: Meter | None = None
         if signals:
             transformer = model.transformer
-            self._meter = Meter(transformer.project, hidden_size=model.config.hidden_size)
+            self._meter = Meter(
+                transformer.project,
+                hidden_size=model.config.hidden_size,
+                vocab_size=model.config.vocab_size,
+            )
         self._tokenizer = model.require_tokenizer()
         self._stops = frozenset(self._tokenizer.stop_ids)
         self._context = model.config.context_length
@@ -160,7 +164,7 @@ class Engine:
             choose(row, seq.sampling, seq.generator) for seq, row in zip(done, logits, strict=True)
         ]
         if self._meter is not None and done:
-            self._meter.note_answers([seq.tally for seq in done], logits, chosen)
+            self._meter.note_answers([seq.tally for seq in done], chosen)
         pieces = [self._accept(seq, token) for seq, token in zip(done, chosen, strict=True)]
         for sequence in [each for each in done if each.finish_reason is not None]:
             self._release(sequence)
@@ -221,17 +225,19 @@ class Engine:
         view = self._cache.view([chunk for _, chunk in batch])
         transformer = self._model.transformer
         hidden = transformer.encode(torch.tensor(tokens), view.positions, view)
-        last, row = [], -1
+        last, prompts, row = [], [], 0
         for sequence, chunk in batch:
+            if chunk.start < sequence.prompt_length:
+                prompts.append((sequence.tally, row, chunk.start, chunk.count))
             row += chunk.count
-            if self._meter is not None and chunk.start < sequence.prompt_length:
-                states = hidden[row + 1 - chunk.count : row + 1]
-                self._meter.read_prompt(sequence.tally, states, start=chunk.start)
             sequence.computed = chunk.stop
             if chunk.stop == len(sequence.tokens):
-                last.append(row)
+                last.append(row - 1)
+        if self._meter is not None:
+            self._meter.read_prompts(hidden, prompts)
+        logits = transformer.project(hidden[last])
         # At once for all rows: whoever draws from them or measures them needs them so.
-        return transformer.project(hidden[last]).float()
+        return logits.float() if self._meter is None else self._meter.hold(logits)
 
     def _accept(self, sequence: Request, token: int) -> Piece:
         """Take the token chosen for one request and say what it adds."""

@@ -22,12 +22,13 @@ PROMPT_POSITIONS = 16
 On prompts of small talk with 5 to 512 tokens the mean of so many is 0.4 nats off the mean of all,
 without bias, where prompts differ by 0.9: a correlation of 0.91.
 """
-PROMPT_ROWS = 128
-"""Prompt tokens that are gathered for one product with the head."""
-ANSWER_ROWS = 64
+ANSWER_ROWS = 128
 """Answers' tokens that are gathered for one pass over their logits."""
-BLOCK_NUMBERS = 1 << 17
-"""Logits of one pass: so few that what is made of them stays in the processor's cache."""
+HELD_NUMBERS = 1 << 21
+"""Most logits that are made or held for it at once; those of one step are always held."""
+BLOCK_NUMBERS = (1 << 15) - 1
+"""Logits of one operation: so few that no second thread is woken for them, which takes longer than
+they do, and that what is made of them stays in the processor's cache."""
 SAFE_TOTAL = 1e30
 """A sum of exponentials beyond this, or below its inverse, is taken again in a safe range."""
 _PROJECTION_SEED = 0
@@ -57,10 +58,8 @@ class Tally:
     prompt: Sequence[int]
     hidden: Tensor | float = 0.0
     """Sum of the prompt's last hidden states, fp32 [D]."""
-    num_read: int = 0
-    """Prompt tokens whose nats are asked for so far."""
     num_scored: int = 0
-    """Those of them whose nats are summed."""
+    """Prompt tokens whose nats are summed."""
     prompt_nats: float = 0.0
     num_steps: int = 0
     log_probability: float = 0.0
@@ -70,40 +69,49 @@ class Tally:
 class Meter:
     """Measures the requests of one engine, many rows at once: every operation has a price a call.
 
-    Rows wait until there are enough of them, or a request that they belong to is over.
+    Rows of answers wait until there are enough of them, or a request is over.
     """
 
-    def __init__(self, project: Callable[[Tensor], Tensor], *, hidden_size: int) -> None:
+    def __init__(
+        self, project: Callable[[Tensor], Tensor], *, hidden_size: int, vocab_size: int
+    ) -> None:
         self._project = project
+        self._vocab_size = vocab_size
         self._matrix = projection(hidden_size)
-        self._prompts: list[tuple[Tally, Tensor, list[int]]] = []
-        """Hidden states [n, D] of prompts and the tokens that follow them."""
-        self._answers: list[tuple[Sequence[Tally], Tensor, Sequence[int]]] = []
-        """Logits [n, V] of steps and the tokens chosen from them."""
+        self._logits = torch.empty(0, vocab_size)
+        """Room for logits of answers, fp32; those of `_answers` come first."""
+        self._answers: list[tuple[Tally, int]] = []
+        """The tokens that were chosen from them."""
 
-    def read_prompt(self, tally: Tally, hidden: Tensor, *, start: int) -> None:
-        """Take hidden states [n, D] of the prompt's tokens from position `start` on."""
-        tally.hidden = tally.hidden + hidden.sum(0, dtype=torch.float32)
-        stop = start + len(hidden)
-        spread = spread_positions(len(tally.prompt) - 1, limit=PROMPT_POSITIONS)
-        positions = [place for place in spread if start <= place < stop]
-        if positions:
-            states = hidden[[place - start for place in positions]]
-            self._prompts.append((tally, states, [tally.prompt[each + 1] for each in positions]))
-            tally.num_read += len(positions)
-        if sum(len(targets) for _, _, targets in self._prompts) >= PROMPT_ROWS:
-            self._score_prompts()
+    def read_prompts(self, hidden: Tensor, parts: Iterable[tuple[Tally, int, int, int]]) -> None:
+        """Take a step's hidden states [n, D]; a part is a prompt's tally, the row of its first
+        token that is in the step, that token's position in the prompt, and how many follow, itself
+        included.
+        """
+        rows: list[tuple[Tally, int, int]] = []
+        for tally, row, start, count in parts:
+            tally.hidden = tally.hidden + hidden[row : row + count].sum(0, dtype=torch.float32)
+            for place in spread_positions(len(tally.prompt) - 1, limit=PROMPT_POSITIONS):
+                if start <= place < start + count:
+                    rows.append((tally, row + place - start, tally.prompt[place + 1]))
+        self._score_prompts(hidden, rows)
 
-    def note_answers(self, tallies: Sequence[Tally], logits: Tensor, tokens: Sequence[int]) -> None:
-        """Take one step of n answers: fp32 logits [n, V], kept, and the tokens chosen from them."""
-        self._answers.append((tallies, logits, tokens))
-        if sum(len(tokens) for _, _, tokens in self._answers) >= ANSWER_ROWS:
+    def hold(self, logits: Tensor) -> Tensor:
+        """Logits [n, V] of one step in fp32, valid until the next step's are held."""
+        count = len(logits)
+        if len(self._answers) + count > len(self._logits):
             self._score_answers()
+        if count > len(self._logits):
+            rows = max(count, min(ANSWER_ROWS, HELD_NUMBERS // self._vocab_size))
+            self._logits = torch.empty(rows, self._vocab_size)
+        return self._logits[len(self._answers) :][:count].copy_(logits)
+
+    def note_answers(self, tallies: Iterable[Tally], tokens: Iterable[int]) -> None:
+        """Take the tokens that were chosen from the logits held last, one of each row."""
+        self._answers.extend(zip(tallies, tokens, strict=True))
 
     def finish(self, tally: Tally) -> Signals | None:
         """The signals of a request whose answer is whole; None where one is not finite."""
-        if tally.num_scored < tally.num_read:
-            self._score_prompts()
         self._score_answers()
         mean = torch.as_tensor(tally.hidden) / len(tally.prompt)
         signals = Signals(
@@ -115,38 +123,24 @@ class Meter:
         sums = signals.prompt_nats or 0.0, signals.log_probability, signals.entropy
         return signals if all(map(math.isfinite, (*sums, *signals.embedding))) else None
 
-    def _score_prompts(self) -> None:
-        """Nats of all prompt tokens that wait, with one product with the head for all of them."""
-        waiting, self._prompts = self._prompts, []
-        tokens = [token for _, _, tokens in waiting for token in tokens]
-        logits = self._project(torch.cat([states for _, states, _ in waiting])).float()
-        rows = max(1, BLOCK_NUMBERS // logits.shape[-1])
-        blocks = (logits[first : first + rows] for first in range(0, len(tokens), rows))
-        tallies = (tally for tally, _, tokens in waiting for _ in tokens)
-        for tally, (log_probability, _) in zip(tallies, measure(blocks, tokens), strict=True):
-            tally.num_scored += 1
-            tally.prompt_nats -= log_probability
+    def _score_prompts(self, hidden: Tensor, rows: Sequence[tuple[Tally, int, int]]) -> None:
+        """Nats of prompt tokens: of each its tally, the row that predicts it, and itself."""
+        most = max(1, HELD_NUMBERS // self._vocab_size)
+        for some in (rows[first : first + most] for first in range(0, len(rows), most)):
+            logits = self._project(hidden[[row for _, row, _ in some]]).float()
+            measured = measure(logits, [token for _, _, token in some])
+            for (tally, _, _), (log_probability, _) in zip(some, measured, strict=True):
+                tally.num_scored += 1
+                tally.prompt_nats -= log_probability
 
     def _score_answers(self) -> None:
         """Log-probability and entropy of all steps that wait."""
         waiting, self._answers = self._answers, []
-        tokens = [token for _, _, tokens in waiting for token in tokens]
-        measured = measure(_join([logits for _, logits, _ in waiting]), tokens)
-        tallies = (tally for tallies, _, _ in waiting for tally in tallies)
-        for tally, (log_probability, entropy) in zip(tallies, measured, strict=True):
+        measured = measure(self._logits[: len(waiting)], [token for _, token in waiting])
+        for (tally, _), (log_probability, entropy) in zip(waiting, measured, strict=True):
             tally.num_steps += 1
             tally.log_probability += log_probability
             tally.entropy += entropy
-
-
-def _join(steps: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Logits of steps in blocks: a few rows are put together, many stay where they are."""
-    block: list[Tensor] = []
-    for number, logits in enumerate(steps, start=1):
-        block.append(logits)
-        if sum(map(torch.numel, block)) >= BLOCK_NUMBERS // 2 or number == len(steps):
-            yield block[0] if len(block) == 1 else torch.cat(block)
-            block = []
 
 
 def spread_positions(count: int, *, limit: int) -> Sequence[int]:
@@ -159,23 +153,23 @@ def spread_positions(count: int, *, limit: int) -> Sequence[int]:
     return [(2 * index + 1) * count // (2 * limit) for index in range(limit)]
 
 
-def measure(blocks: Iterable[Tensor], tokens: Sequence[int]) -> Iterator[tuple[float, float]]:
-    """Natural log-probability and entropy in nats of each of n tokens, given blocks of their rows
-    of fp32 logits: together [n, V].
+def measure(logits: Tensor, tokens: Sequence[int]) -> Iterator[tuple[float, float]]:
+    """Natural log-probability and entropy in nats of each of n tokens, given fp32 logits [n, V].
 
     With S = Σ exp(x) over a row x: log p = x[token] - log S, H = log S - Σ exp(x) x / S.
     """
-    first = 0
-    for block in blocks:
-        logits = block
-        totals, weighted = _sum_weights(logits)
+    if not tokens:
+        return
+    chosen = logits.gather(-1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+    rows = max(1, BLOCK_NUMBERS // logits.shape[-1])
+    for first in range(0, len(tokens), rows):
+        block, scores = logits[first : first + rows], chosen[first : first + rows]
+        totals, weighted = _sum_weights(block)
         # Nearly always so: then nobody has to look for the largest logit of every row first.
         if not 1 / SAFE_TOTAL < min(totals) <= max(totals) < SAFE_TOTAL:
-            logits = logits - logits.amax(-1, keepdim=True)
-            totals, weighted = _sum_weights(logits)
-        chosen = torch.tensor(tokens[first : first + len(logits)])[:, None]
-        scores = logits.gather(-1, chosen)[:, 0].tolist()
-        first += len(logits)
+            largest = block.amax(-1, keepdim=True)
+            scores = [score - top for score, top in zip(scores, largest[:, 0].tolist(), strict=True)]
+            totals, weighted = _sum_weights(block - largest)
         for score, total, part in zip(scores, totals, weighted, strict=True):
             log_total = math.log(total)
             yield score - log_total, log_total - part / total

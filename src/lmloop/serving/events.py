@@ -25,8 +25,8 @@ MAX_WAITING_CHARACTERS = 64 * 1024 * 1024
 """Size of their texts together."""
 MAX_BATCH = 500
 """Events of one transaction."""
-GATHER_SECONDS = 0.1
-"""How long the first event of a batch waits for others: a transaction costs more than a row."""
+GATHER_SECONDS = 0.5
+"""How long the first event of a batch waits for others: a transaction costs more than ten rows."""
 RETRY_SECONDS = 0.2
 """Pause before the one retry of a batch that the database refused."""
 

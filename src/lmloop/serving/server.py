@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 DRAIN_SECONDS = 10.0
 """How long answers under way may take after the first signal."""
 BACKLOG = 512
+SWITCH_SECONDS = 0.0005
+"""Longest that the event loop waits for a thread that measures and writes rows; Python's own 5 ms
+would delay every piece of every stream by as much."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ def serve(
     `ArtifactError` where the registry's live model cannot be trusted.
     """
     calm_threads()  # the engine's process inherits it
+    sys.setswitchinterval(SWITCH_SECONDS)
 
     def make_spec(entry: Entry) -> EngineSpec:
         return engine_spec(Path(entry.path), config, fingerprint=entry.fingerprint)
