@@ -83,7 +83,7 @@ max_per_user = 100
 max_user_share = 1.0
 
 [update]
-steps = 80
+steps = 200
 replay_share = 0.5
 batch_tokens = 1024
 row_tokens = 128
@@ -131,6 +131,7 @@ class Client:
                 "model": "tiny",
                 "messages": [{"role": "user", "content": text}],
                 "user": user,
+                "temperature": 0.5,
             },
             headers={"X-Lmloop-Consent": "full", "X-Lmloop-Session": user},
         )
