@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lmloop.store.database import database_url, open_database
 from lmloop.store.events import Event, read_events
 
 from .conftest import Walked, make_conversations, write_jsonl
+from .serving.harness import wait_until
 
 RECIPE = """
 name = "tiny"
@@ -203,10 +205,10 @@ class Home:
     recipe: Path
     folder: Path
 
-    def events(self, *kinds: str) -> list[Event]:
+    def events(self, *kinds: str, after: int = 0) -> list[Event]:
         engine = open_database(database_url(self.folder))
         try:
-            return read_events(engine, name="tiny", kinds=kinds)
+            return read_events(engine, name="tiny", kinds=kinds, after=after)
         finally:
             engine.dispose()
 
@@ -306,3 +308,31 @@ def test_without_a_live_model_the_circle_says_what_to_do(walked: Walked, tmp_pat
             circle.turn(cause="hand")
     finally:
         circle.close()
+
+
+@pytest.mark.slow
+def test_a_round_killed_at_any_step_is_finished_by_the_next(home: Home) -> None:
+    moments = ("round.started", "gate.passed", "rollout.step", "rollout.promoted")
+    with served(home.recipe, home.folder) as client:
+        before = client.weights()
+        for number in range(100):
+            question, wanted = correct(number)
+            client.rate(client.ask(question, user=f"user-{number % 20}"), -1, wanted)
+        command = [sys.executable, "-m", "lmloop", "loop", str(home.recipe), "--once"]
+        command += ["--home", str(home.folder)]
+        with traffic(client) as heard:
+            for moment in moments:
+                last = max((event.number for event in home.events()), default=0)
+                killed = subprocess.Popen(command)
+                wait_until(partial(home.events, moment, after=last), seconds=200)
+                killed.kill()
+                assert killed.wait(30) == -9, moment
+                assert client.ask("hello there", user="somebody")["choices"]
+            events = home.events("rollout.promoted")
+            subprocess.run(command, check=True, timeout=400)
+        candidate = events[0].data["candidate"]
+        assert client.weights() == candidate != before
+        # Nobody was answered by anything but one of the two, and what was made was made once.
+        assert len(heard) > 20
+    for stage in ("collect", "update", "gate"):
+        assert len(list((home.folder / "artifacts").glob(f"{stage}-*"))) == 1, stage
