@@ -134,8 +134,9 @@ def test_signals_equal_one_forward_over_the_whole_text(
 def test_signals_do_not_depend_on_how_many_rows_are_measured_at_once(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, rows: int, numbers: int
 ) -> None:
-    for name, value in (("ANSWER_ROWS", rows), ("HELD_NUMBERS", numbers), ("BLOCK_NUMBERS", numbers)):
-        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "ANSWER_ROWS", rows)
+    for name in ("HELD_NUMBERS", "BLOCK_NUMBERS"):
+        monkeypatch.setattr(module, name, numbers)
     prompts = ids_of(loaded)[-3:]
     answers = run(Engine(loaded, max_running=2, signals=True), prompts, GREEDY)
     check(loaded, prompts, GREEDY, answers)

@@ -168,7 +168,7 @@ def measure(logits: Tensor, tokens: Sequence[int]) -> Iterator[tuple[float, floa
         # Nearly always so: then nobody has to look for the largest logit of every row first.
         if not 1 / SAFE_TOTAL < min(totals) <= max(totals) < SAFE_TOTAL:
             largest = block.amax(-1, keepdim=True)
-            scores = [score - top for score, top in zip(scores, largest[:, 0].tolist(), strict=True)]
+            scores = (torch.tensor(scores) - largest[:, 0]).tolist()
             totals, weighted = _sum_weights(block - largest)
         for score, total, part in zip(scores, totals, weighted, strict=True):
             log_total = math.log(total)
