@@ -287,6 +287,15 @@ def test_the_monitor_is_drawn_as_tables(
         assert part in written, part
 
 
+def test_windows_that_nobody_has_looked_at_are_said_to_wait(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    show_monitor(make_summary(waiting=5405))
+    told = capsys.readouterr().out
+    assert "100 of 100 requests for the next: name the recipe to have it looked at" in told
+
+
 def test_a_monitor_that_has_seen_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     show_monitor(make_summary(empty=True))
     assert "nothing has been served" in capsys.readouterr().out

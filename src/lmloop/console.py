@@ -230,9 +230,11 @@ def show_monitor(summary: Summary) -> None:
     told = ", ".join(f"{code} {share:.0%}" for code, share in summary.languages.items())
     console.print(f"languages: {told or 'unknown'}")
     changed = sum(bool(window.changed) for window in summary.windows)
+    size = summary.window_requests
+    looks = ": name the recipe to have it looked at" if summary.waiting >= size else ""
     console.print(
-        f"drift: {len(summary.windows)} windows, {changed} changed; {summary.waiting} of "
-        f"{summary.window_requests} requests for the next"
+        f"drift: {len(summary.windows)} windows, {changed} changed; "
+        f"{min(summary.waiting, size)} of {size} requests for the next{looks}"
     )
     for alarm in summary.alarms:
         signals = ", ".join(alarm.data["signals"])

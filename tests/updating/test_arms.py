@@ -50,7 +50,8 @@ def test_an_arm_holds_the_requests_of_its_weights_and_arm_after_the_moment(world
     assert arm.cut == (False, True, False)
     assert arm.empty == (False, False, True)
     assert arm.answer_tokens == (11, 20, 0)
-    assert arm.token_seconds == pytest.approx((0.1, 0.05))
+    assert [each.token_seconds for each in arm.timings] == pytest.approx([0.1, 0.05])
+    assert [each.stop for each in arm.timings] == pytest.approx([21.05, 22.0])
     assert arm.repetition == (0.0, 0.0)
     assert arm.disliked == (True, False)
 

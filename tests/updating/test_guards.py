@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lmloop.updating.arms import Arm
 from lmloop.updating.guards import find_falls
+from lmloop.updating.timings import Timing
 
 HEALTHY: dict[str, Any] = {
     "errors": (False,) * 40,
@@ -13,13 +15,21 @@ HEALTHY: dict[str, Any] = {
     "cut": (False,) * 40,
     "repetition": (0.0,) * 40,
     "answer_tokens": tuple(range(10, 50)),
-    "token_seconds": tuple(0.01 + 0.0001 * n for n in range(40)),
+    "timings": tuple(
+        Timing(start=n, stop=n + 0.5, token_seconds=0.01 + 0.0001 * n) for n in range(40)
+    ),
     "disliked": (False,) * 40,
 }
 
 
 def arm(**changes: Any) -> Arm:
     return Arm(**(HEALTHY | changes))
+
+
+def slowed(factor: float) -> tuple[Timing, ...]:
+    return tuple(
+        replace(each, token_seconds=factor * each.token_seconds) for each in HEALTHY["timings"]
+    )
 
 
 def fallen(candidate: Arm, *, chance: float = 0.01, live: Arm | None = None) -> list[str]:
@@ -46,10 +56,8 @@ def test_a_share_that_rose_for_certain_loses_its_guard_with_its_numbers() -> Non
 
 
 def test_a_slower_arm_within_the_allowance_stays_and_beyond_it_falls() -> None:
-    slower = tuple(1.4 * value for value in HEALTHY["token_seconds"])
-    assert fallen(arm(token_seconds=slower)) == []
-    slowest = tuple(2.0 * value for value in HEALTHY["token_seconds"])
-    assert fallen(arm(token_seconds=slowest)) == ["seconds a token"]
+    assert fallen(arm(timings=slowed(1.4))) == []
+    assert fallen(arm(timings=slowed(2.0))) == ["seconds a token"]
 
 
 def test_answers_half_as_long_fall_and_those_a_little_shorter_stay() -> None:
@@ -68,5 +76,5 @@ def test_a_smaller_chance_lets_less_fall() -> None:
 
 
 def test_a_candidate_that_is_better_loses_no_guard() -> None:
-    worse = arm(errors=(True,) * 20 + (False,) * 20, token_seconds=(0.5,) * 40)
+    worse = arm(errors=(True,) * 20 + (False,) * 20, timings=slowed(30.0))
     assert fallen(arm(), live=worse) == []

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from lmloop.store.database import ratings_table, requests_table
+from lmloop.updating.timings import Timing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +30,8 @@ class Arm:
     """Share of each answer that repeats itself; where it was measured."""
     answer_tokens: tuple[int, ...]
     """Of the finished ones."""
-    token_seconds: tuple[float, ...]
-    """Mean time for a token after the first; of answers of two tokens or more."""
+    timings: tuple[Timing, ...]
+    """Of answers of two tokens or more."""
     disliked: tuple[bool, ...]
     """Of the rated ones."""
 
@@ -59,6 +60,7 @@ def read_arm(engine: sa.Engine, name: str, *, weights: str, arm: str, after: flo
     table, ratings = requests_table, ratings_table
     query = (
         sa.select(
+            table.c.created,
             table.c.finish_reason,
             table.c.completion_tokens,
             table.c.first_token_seconds,
@@ -87,12 +89,21 @@ def build_arm(rows: Sequence[Mapping[str, Any]]) -> Arm:
             float(each["repetition"]) for each in signals if each.get("repetition") is not None
         ),
         answer_tokens=tuple(int(row["completion_tokens"]) for row in finished),
-        token_seconds=tuple(
-            (row["total_seconds"] - row["first_token_seconds"]) / (row["completion_tokens"] - 1)
+        timings=tuple(
+            _time(row)
             for row in finished
             if row["completion_tokens"] > 1 and row["first_token_seconds"] is not None
         ),
         disliked=tuple(row["rating"] == -1 for row in rows if row["rating"] is not None),
+    )
+
+
+def _time(row: Mapping[str, Any]) -> Timing:
+    first, last = row["first_token_seconds"], row["total_seconds"]
+    return Timing(
+        start=row["created"] + first,
+        stop=row["created"] + last,
+        token_seconds=(last - first) / (row["completion_tokens"] - 1),
     )
 
 

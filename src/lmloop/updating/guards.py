@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lmloop.updating.arms import Arm
+from lmloop.updating.timings import match_timings
 
 MIN_VALUES = 5
 """Fewer values on either side say nothing."""
@@ -52,7 +53,9 @@ def find_falls(live: Arm, candidate: Arm, *, chance: float, max_slowdown: float)
         _compare_shares("answers cut by length", live.cut, candidate.cut),
         _compare_shares("thumbs down", live.disliked, candidate.disliked),
         _compare_medians(
-            "seconds a token", live.token_seconds, candidate.token_seconds, factor=1 + max_slowdown
+            "seconds a token",
+            *match_timings(live.timings, candidate.timings, fewest=MIN_VALUES),
+            factor=1 + max_slowdown,
         ),
         _compare_medians("repetition", live.repetition, candidate.repetition, factor=1.0),
         _find_shortening(live.answer_tokens, candidate.answer_tokens),
