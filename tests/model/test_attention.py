@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from lmloop.model.attention import Attention, PackedRows, dense_attention
-from lmloop.model.functions import rotary_angles
 
 from ..conftest import tiny_shape
+from .angles import angles_of
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -119,7 +119,7 @@ def test_the_layer_gives_its_view_normalised_and_rotated_queries_and_keys() -> N
     attention = Attention(config, layer=3)
     torch.nn.init.normal_(attention.qkv.weight)
     x = draw(5, config.hidden_size, dtype=torch.float32)
-    rotary = rotary_angles(torch.arange(5), head_dim=8, theta=1e4, dtype=x.dtype)
+    rotary = angles_of(torch.arange(5), head_dim=8, theta=1e4, dtype=x.dtype)
     assert attention(x, rotary, spy).shape == x.shape
     layer, q, k, v = spy.seen
     assert layer == 3

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from lmloop.model.attention import PackedRows
 from lmloop.model.block import Block, FeedForward, RMSNorm
-from lmloop.model.functions import rotary_angles
 
 from ..conftest import tiny_shape
+from .angles import angles_of
 
 
 def test_a_norm_divides_by_the_root_of_the_mean_square() -> None:
@@ -35,7 +35,7 @@ def test_a_block_adds_attention_then_feed_forward() -> None:
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
     x = torch.randn(4, config.hidden_size, generator=torch.Generator().manual_seed(0))
-    rotary = rotary_angles(torch.arange(4), head_dim=8, theta=1e4, dtype=x.dtype)
+    rotary = angles_of(torch.arange(4), head_dim=8, theta=1e4, dtype=x.dtype)
     view = PackedRows(rows=1, length=4)
     middle = x + block.attention(block.attention_norm(x), rotary, view)
     expected = middle + block.feed_forward(block.feed_forward_norm(middle))
@@ -49,5 +49,5 @@ def test_a_block_whose_branches_end_in_zeros_is_the_identity() -> None:
     torch.nn.init.zeros_(block.attention.output.weight)
     torch.nn.init.zeros_(block.feed_forward.down.weight)
     x = torch.randn(4, config.hidden_size, generator=torch.Generator().manual_seed(0))
-    rotary = rotary_angles(torch.arange(4), head_dim=8, theta=1e4, dtype=x.dtype)
+    rotary = angles_of(torch.arange(4), head_dim=8, theta=1e4, dtype=x.dtype)
     assert torch.equal(block(x, rotary, PackedRows(rows=1, length=4)), x)

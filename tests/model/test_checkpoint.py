@@ -253,3 +253,80 @@ def test_the_config_comes_back(tmp_path: Path) -> None:
     save(tmp_path, int8=True, tie_embeddings=False)
     assert load_config(tmp_path) == tiny_shape(int8=True, tie_embeddings=False)
     assert isinstance(load_config(tmp_path), DecoderConfig)
+
+
+@pytest.mark.parametrize("int8", [True, False])
+@torch.no_grad()
+def test_a_model_with_biases_and_without_norms_comes_back(tmp_path: Path, int8: bool) -> None:
+    changes: dict[str, Any] = {"family": "qwen2", "qk_norm": False, "qkv_bias": True}
+    model = save(tmp_path, int8=int8, **changes)
+    again = load_model(tmp_path)
+    assert again.config == model.config
+    assert torch.equal(again(TOKENS), model(TOKENS))
+
+
+def shard(folder: Path) -> None:
+    """Lay the one file out as two, as transformers does with large models."""
+    tensors = load_file(folder / "model.safetensors")
+    places = {
+        name: f"model-0000{number % 2 + 1}.safetensors" for number, name in enumerate(tensors)
+    }
+    for file in set(places.values()):
+        part = {name: tensor.clone() for name, tensor in tensors.items() if places[name] == file}
+        save_file(part, folder / file)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def edit_places(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
+    index = folder / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    change(places)
+    index.write_text(json.dumps({"weight_map": places}))
+
+
+@torch.no_grad()
+def test_a_model_in_shards_is_the_same(tmp_path: Path) -> None:
+    model = save(tmp_path)
+    shard(tmp_path)
+    assert torch.equal(load_model(tmp_path)(TOKENS), model(TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda folder: (folder / "model-00002.safetensors").unlink(), "model-00002.safetensors"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("[]"), "is damaged"),
+        (
+            lambda folder: edit_places(folder, lambda places: places.update(a="../secret")),
+            "'../secret', which is no file beside it",
+        ),
+        (
+            lambda folder: edit_places(
+                folder, lambda places: places.update(a="model-00001.safetensors")
+            ),
+            r"no shard holds \['a'\]",
+        ),
+        (
+            lambda folder: (folder / "model-00002.safetensors").write_bytes(
+                (folder / "model-00001.safetensors").read_bytes()
+            ),
+            "a second time",
+        ),
+    ],
+)
+def test_shards_that_do_not_fit_are_refused_by_name(
+    tmp_path: Path, spoil: Callable[[Path], object], told: str
+) -> None:
+    save(tmp_path)
+    shard(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(ArtifactError, match=told):
+        load_model(tmp_path)
+
+
+def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    save(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ArtifactError, match=r"pytorch_model\.bin is a pickle.*save_pretrained"):
+        load_model(tmp_path)

@@ -38,6 +38,13 @@ def test_parameters_are_as_many_as_the_model_has(tied: bool, keys: int) -> None:
     assert count_parameters(config) == sum(each.numel() for each in model.parameters())
 
 
+@pytest.mark.parametrize(("norm", "bias"), [(False, False), (False, True), (True, True)])
+def test_norms_and_biases_of_queries_and_keys_are_counted(norm: bool, bias: bool) -> None:
+    config = tiny_shape(qk_norm=norm, qkv_bias=bias)
+    model = Transformer(config)
+    assert count_parameters(config) == sum(each.numel() for each in model.parameters())
+
+
 def test_the_reference_decoder_has_fourteen_million() -> None:
     assert count_parameters(REFERENCE) == pytest.approx(13.77e6, rel=1e-3)
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from lmloop.model.functions import rms_norm, rotary_angles, rotate, swiglu
+from lmloop.model.functions import rms_norm, rotate, swiglu
+
+from .angles import angles_of
 
 
 def plain_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ CASES: dict[
 
 
 def angles(x: Tensor) -> tuple[Tensor, Tensor]:
-    return rotary_angles(torch.arange(3, 3 + len(x)), head_dim=8, theta=100.0, dtype=x.dtype)
+    return angles_of(torch.arange(3, 3 + len(x)), head_dim=8, theta=100.0, dtype=x.dtype)
 
 
 def draw(shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> list[Tensor]:
@@ -116,23 +118,13 @@ def test_a_quarter_turn_written_by_hand() -> None:
     assert rotate(x, cosine, sine).tolist() == [[[-3.0, 2.0, 1.0, 4.0]]]
 
 
-def test_angles_are_positions_times_powers_of_theta() -> None:
-    cosine, sine = rotary_angles(
-        torch.tensor([0, 1, 10]), head_dim=4, theta=100.0, dtype=torch.float32
-    )
-    expected = torch.tensor([[0.0, 0.0], [1.0, 0.1], [10.0, 1.0]])
-    assert cosine.shape == sine.shape == (3, 1, 2)
-    torch.testing.assert_close(cosine[:, 0], expected.cos())
-    torch.testing.assert_close(sine[:, 0], expected.sin())
-
-
 def test_a_rotation_depends_on_the_distance_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 1, 8, generator=generator, dtype=torch.float64)
 
     def product(at_q: int, at_k: int) -> float:
         turned = [
-            rotate(x, *rotary_angles(torch.tensor([at]), head_dim=8, theta=100.0, dtype=x.dtype))
+            rotate(x, *angles_of(torch.tensor([at]), head_dim=8, theta=100.0, dtype=x.dtype))
             for x, at in ((q, at_q), (k, at_k))
         ]
         return float((turned[0] * turned[1]).sum())

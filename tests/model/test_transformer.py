@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lmloop.model.attention import PackedRows
 from lmloop.model.checkpoint import save_model
+from lmloop.model.families import write_config
 from lmloop.model.transformer import Transformer
 
 from ..conftest import random_model, tiny_shape
@@ -37,7 +38,7 @@ def encode_rows(model: Transformer, tokens: Tensor, segments: Tensor, positions:
 def test_the_forward_equals_the_slow_reference(name: str, tmp_path: Path) -> None:
     model = random_model(SHAPES[name])
     save_model(model, tmp_path, stop_id=1, document_id=0)
-    config = SHAPES[name].to_hugging_face(stop_id=1, pad_id=0, dtype="float32")
+    config = write_config(SHAPES[name], stop_id=1, pad_id=0, dtype="float32")
     tokens = draw_tokens(1, 9)
     expected = logits_of(load_file(tmp_path / "model.safetensors"), config, tokens[0].tolist())
     torch.testing.assert_close(model(tokens)[0].double(), expected, rtol=1e-4, atol=1e-5)

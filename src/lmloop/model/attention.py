@@ -27,7 +27,7 @@ class AttentionView(Protocol):
 
 
 class Attention(nn.Module):
-    """Self-attention with normalised queries and keys (QK-norm) and rotary positions."""
+    """Self-attention with rotary positions; queries and keys may be normalised (QK-norm)."""
 
     def __init__(self, config: DecoderConfig, *, layer: int) -> None:
         super().__init__()
@@ -35,24 +35,30 @@ class Attention(nn.Module):
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim, self.epsilon = config.head_dim, config.norm_epsilon
         width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        self.qkv = nn.Linear(config.hidden_size, width, bias=False)
+        self.qkv = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         self.output = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
-        self.q_norm = nn.Parameter(torch.ones(self.head_dim))
-        self.k_norm = nn.Parameter(torch.ones(self.head_dim))
+        self.q_norm = nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], view: AttentionView) -> Tensor:
         """x [N, D] -> [N, D]."""
         heads = self.qkv(x).view(len(x), -1, self.head_dim)
         qk, v = torch.split(heads, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
         # Queries and keys go through norm and rotation together: fewer and larger operators.
-        weight = torch.cat(
-            [self.q_norm.expand(self.num_heads, -1), self.k_norm.expand(self.num_kv_heads, -1)]
-        )
-        qk = rotate(rms_norm(qk, weight, epsilon=self.epsilon), *rotary)
+        qk = rotate(self._normalise(qk), *rotary)
         q, k = torch.split(qk, [self.num_heads, self.num_kv_heads], dim=1)
         attended = view.attend(self.layer, q, k, v)
         output: Tensor = self.output(attended.reshape(len(x), -1))
         return output
+
+    def _normalise(self, qk: Tensor) -> Tensor:
+        """Queries and keys [N, H + K, d], each head by itself."""
+        if self.q_norm is None or self.k_norm is None:
+            return qk
+        weight = torch.cat(
+            [self.q_norm.expand(self.num_heads, -1), self.k_norm.expand(self.num_kv_heads, -1)]
+        )
+        return rms_norm(qk, weight, epsilon=self.epsilon)
 
 
 class PackedRows:

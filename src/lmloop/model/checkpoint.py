@@ -17,27 +17,16 @@ from torch import Tensor
 
 from lmloop.errors import ArtifactError
 from lmloop.model.config import DecoderConfig
+from lmloop.model.families import read_config, their_names, write_config
 from lmloop.model.quantized import empty_int8, pack_int8, unpack_int8
 from lmloop.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+"""Where a model in several files says which tensor lies in which."""
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
-_OUTER: dict[str, tuple[str, ...]] = {
-    "embedding.": ("model.embed_tokens.",),
-    "norm.": ("model.norm.",),
-    "head.": ("lm_head.",),
-}
-_INNER: dict[str, tuple[str, ...]] = {
-    "attention_norm.": ("input_layernorm.",),
-    "attention.qkv.": ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."),
-    "attention.output.": ("self_attn.o_proj.",),
-    "attention.q_norm": ("self_attn.q_norm.weight",),
-    "attention.k_norm": ("self_attn.k_norm.weight",),
-    "feed_forward_norm.": ("post_attention_layernorm.",),
-    "feed_forward.gate_up.": ("mlp.gate_proj.", "mlp.up_proj."),
-    "feed_forward.down.": ("mlp.down_proj.",),
-}
 _INT8 = {
     "quant_method": "compressed-tensors",
     "format": "pack-quantized",
@@ -64,13 +53,13 @@ def save_model(model: Transformer, folder: Path, *, stop_id: int, document_id: i
     for name, tensor in model.state_dict().items():
         if name == "head.weight" and model.config.tie_embeddings:
             continue
-        theirs = _their_names(name)
+        theirs = their_names(name)
         pieces = tensor.split(_rows(model.config, tensor, pieces=len(theirs)))
         for their_name, piece in zip(theirs, pieces, strict=True):
             tensors[their_name] = _shape_out(their_name, piece).contiguous().clone()
     save_file(_pack(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    config = model.config.to_hugging_face(stop_id=stop_id, pad_id=document_id, dtype=dtype)
+    config = write_config(model.config, stop_id=stop_id, pad_id=document_id, dtype=dtype)
     if model.config.int8:
         config["quantization_config"] = _INT8
     _write_json(folder / CONFIG, config)
@@ -83,9 +72,7 @@ def load_model(folder: str | Path, *, dtype: torch.dtype | None = None) -> Trans
     folder = Path(folder)
     config = load_config(folder)
     try:
-        theirs = _unpack(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+        theirs = _unpack(read_tensors(folder))
     except (LookupError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder / WEIGHTS}: 8-bit weights are damaged: {error}") from error
     with torch.device("meta"):
@@ -99,7 +86,7 @@ def load_model(folder: str | Path, *, dtype: torch.dtype | None = None) -> Trans
         if name == "head.weight" and config.tie_embeddings:
             continue
         try:
-            pieces = {their: theirs.pop(their) for their in _their_names(name)}
+            pieces = {their: theirs.pop(their) for their in their_names(name)}
         except KeyError as error:
             raise ArtifactError(f"{folder / WEIGHTS} lacks the tensor {error}") from None
         tensor = _join(pieces, expected, config, path=folder / WEIGHTS)
@@ -116,28 +103,55 @@ def load_model(folder: str | Path, *, dtype: torch.dtype | None = None) -> Trans
     return model.eval()
 
 
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder by their own names, from one file or from shards.
+
+    Raises `ArtifactError` naming the file that is missing or damaged, and for pickles.
+    """
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
+        return _read_file(folder / WEIGHTS)
+    try:
+        places = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+        shards = sorted(set(places.values()))
+        outside = [shard for shard in shards if Path(shard).name != shard]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{folder / INDEX} is damaged: {error!r}") from error
+    if outside:
+        raise ArtifactError(f"{folder / INDEX} names {outside[0]!r}, which is no file beside it")
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        found = _read_file(folder / shard)
+        twice = sorted(tensors.keys() & found.keys())
+        if twice:
+            raise ArtifactError(f"{folder / shard} holds {twice[0]} a second time")
+        tensors |= found
+    missing = sorted(places.keys() - tensors.keys())
+    if missing:
+        raise ArtifactError(f"{folder}: no shard holds {missing[:3]}, which {INDEX} promises")
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        pickles = sorted(each.name for each in path.parent.iterdir() if each.suffix in _PICKLES)
+        if pickles and not path.exists():
+            raise ArtifactError(
+                f"{path.parent / pickles[0]} is a pickle, which can run code when it is opened: "
+                "convert it where you trust it (transformers' save_pretrained writes safetensors)"
+            ) from None
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+
+
 def load_config(folder: Path) -> DecoderConfig:
     """Read `config.json`; raise `ArtifactError` where it is missing, damaged or unknown."""
     try:
-        return DecoderConfig.from_hugging_face(json.loads((folder / CONFIG).read_text("utf-8")))
+        return read_config(json.loads((folder / CONFIG).read_text("utf-8")))
     except OSError:
         raise ArtifactError(f"{folder} is no checkpoint: it has no {CONFIG}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{folder / CONFIG} is damaged: {error!r}") from error
-
-
-def _their_names(name: str) -> tuple[str, ...]:
-    """Hugging Face's names of the tensor that we call `name`, in the order of its rows."""
-    if name.startswith("blocks."):
-        _, layer, inner = name.split(".", 2)
-        ours = next(key for key in _INNER if inner.startswith(key))
-        prefix, table = f"model.layers.{layer}.", _INNER
-        rest = inner.removeprefix(ours)
-    else:
-        ours = next(key for key in _OUTER if name.startswith(key))
-        prefix, table, rest = "", _OUTER, name.removeprefix(ours)
-    rest = "weight_scale" if rest == "scale" else rest
-    return tuple(prefix + theirs + rest for theirs in table[ours])
 
 
 def _rows(config: DecoderConfig, tensor: Tensor, *, pieces: int) -> list[int]:

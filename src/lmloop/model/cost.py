@@ -12,9 +12,10 @@ def count_parameters(config: DecoderConfig) -> int:
     """Parameters, a tied head counted once."""
     attention = config.hidden_size * (sum(config.qkv_rows) + config.qkv_rows[0])
     feed_forward = 3 * config.hidden_size * config.intermediate_size
-    norms = 2 * config.hidden_size + 2 * config.head_dim
+    norms = 2 * config.hidden_size + (2 * config.head_dim if config.qk_norm else 0)
+    biases = sum(config.qkv_rows) if config.qkv_bias else 0
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
-    layers = config.num_layers * (attention + feed_forward + norms)
+    layers = config.num_layers * (attention + feed_forward + norms + biases)
     return layers + embeddings + config.hidden_size
 
 

@@ -114,12 +114,3 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         return _rotate_halves(x, cosine, sine)
     result: Tensor = _Rotate.apply(x, cosine, sine)  # type: ignore[no-untyped-call]
     return result
-
-
-def rotary_angles(
-    positions: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [N, 1, d/2] for positions [N]."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions.float()[:, None] * theta ** (-exponents / head_dim)
-    return angles.cos()[:, None].to(dtype), angles.sin()[:, None].to(dtype)

@@ -6,6 +6,7 @@
 | qkv, gate_up                      | normal, 1 / sqrt(fan in)                          |
 | output, down (into the residual)  | zero: every block begins as the identity          |
 | norms                             | one                                               |
+| biases                            | zero                                              |
 | head, where untied                | zero                                              |
 """
 
@@ -22,7 +23,7 @@ def initialise(model: Transformer, *, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
-            parameter.fill_(1.0)
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         elif name.startswith("embedding"):
             parameter.normal_(0.0, 0.02, generator=generator)
         elif name.endswith(("output.weight", "down.weight", "head.weight")):

@@ -18,19 +18,24 @@ SMALL_BATCH = 32
 
 
 class Int8Linear(nn.Module):
-    """y = (x · weightᵀ) · scale with int8 weight [O, I] and scale [O]."""
+    """y = (x · weightᵀ) · scale + bias with int8 weight [O, I], scale [O] and bias [O], if any."""
 
     weight: Tensor
     scale: Tensor
+    bias: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(out_features))
+        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, I] -> [N, O]."""
-        x = x.contiguous()
+        product = self._multiply(x.contiguous())
+        return product if self.bias is None else product + self.bias.to(x.dtype)
+
+    def _multiply(self, x: Tensor) -> Tensor:
         small = len(x) <= SMALL_BATCH and x.dtype == torch.bfloat16 and not x.is_cuda
         if small and _is_aligned(x) and _is_aligned(self.weight):
             return torch._weight_int8pack_mm(x, self.weight, self.scale.to(x.dtype))
@@ -62,18 +67,26 @@ def unpack_int8(packed: Tensor, *, columns: int) -> Tensor:
 
 def empty_int8(model: nn.Module) -> None:
     """Put an empty `Int8Linear` in the place of every linear layer of the blocks."""
-    _replace(model, lambda linear: Int8Linear(linear.in_features, linear.out_features))
+    _replace(model, _empty_like)
 
 
 def quantize_int8(model: nn.Module) -> None:
     """Round every linear layer of the blocks to 8 bits, in place; embedding and head stay."""
 
     def convert(linear: nn.Linear) -> Int8Linear:
-        small = Int8Linear(linear.in_features, linear.out_features)
+        small = _empty_like(linear)
         small.weight, small.scale = quantize_rows(linear.weight.detach())
+        if small.bias is not None:
+            small.bias.copy_(linear.bias.detach())
         return small
 
     _replace(model, convert)
+
+
+def _empty_like(linear: nn.Linear) -> Int8Linear:
+    # PyTorch says that a linear layer always has a bias.
+    has_bias = bool(linear.bias is not None)
+    return Int8Linear(linear.in_features, linear.out_features, bias=has_bias)
 
 
 def _replace(model: nn.Module, convert: Callable[[nn.Linear], nn.Module]) -> None:

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from lmloop.model.attention import AttentionView, PackedRows
 from lmloop.model.block import Block, RMSNorm
 from lmloop.model.config import DecoderConfig
-from lmloop.model.functions import rotary_angles
+from lmloop.model.rotary import rotary_angles, rotary_frequencies
 
 
 class Transformer(nn.Module):
-    """A Qwen3-shaped decoder."""
+    """A decoder of Llama's or Qwen's shape."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -30,6 +30,11 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+        with torch.device("cpu"):  # also where the weights are still without storage
+            self.frequencies = rotary_frequencies(
+                config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling
+            )
+        self.magnitude = 1.0 if config.rope_scaling is None else config.rope_scaling.magnitude
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of rows of tokens [B, T], each row a text of its own."""
@@ -41,12 +46,7 @@ class Transformer(nn.Module):
     def encode(self, tokens: Tensor, positions: Tensor, view: AttentionView) -> Tensor:
         """Final hidden states [N, D] of packed tokens [N] at positions [N]."""
         x: Tensor = self.embedding(tokens)
-        rotary = rotary_angles(
-            positions,
-            head_dim=self.config.head_dim,
-            theta=self.config.rope_theta,
-            dtype=x.dtype,
-        )
+        rotary = rotary_angles(positions, self.frequencies, dtype=x.dtype, magnitude=self.magnitude)
         for block in self.blocks:
             x = block(x, rotary, view)
         normed: Tensor = self.norm(x)

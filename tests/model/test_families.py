@@ -1,0 +1,119 @@
+"""Shapes in Hugging Face's spelling, family by family, and what is refused instead of misread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lmloop.errors import ArtifactError
+from lmloop.model.families import FAMILIES, read_config, their_names, write_config
+from lmloop.model.rotary import RopeScaling
+
+from ..conftest import tiny_shape
+
+
+def spelt(config: DecoderConfig, **changes: Any) -> dict[str, Any]:
+    return write_config(config, stop_id=1, pad_id=0, dtype="float32") | changes
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_config_comes_back_as_it_was(tied: bool) -> None:
+    config = tiny_shape(tie_embeddings=tied, rope_theta=5e5, norm_epsilon=1e-5)
+    assert read_config(spelt(config)) == config
+
+
+SCALINGS = {
+    "linear": RopeScaling(kind="linear", factor=4.0),
+    "llama3": RopeScaling(kind="llama3", factor=8.0, original_length=16, low=1.0, high=4.0),
+    "yarn": RopeScaling(kind="yarn", factor=4.0, original_length=16, low=1.0, high=32.0),
+    "yarn with a factor": RopeScaling(
+        kind="yarn", factor=4.0, original_length=16, low=2.0, high=8.0, attention_factor=1.25
+    ),
+}
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_comes_back_with_its_scaling(name: str, scaling: str) -> None:
+    family = FAMILIES[name]
+    config = tiny_shape(
+        family=name,
+        qk_norm=family.qk_norm,
+        qkv_bias=family.qkv_bias,
+        rope_scaling=SCALINGS[scaling],
+    )
+    data = spelt(config)
+    assert data["architectures"] == [family.architecture]
+    assert read_config(data) == config
+
+
+def test_entries_that_older_configs_lack_have_the_familys_defaults() -> None:
+    data = spelt(tiny_shape(family="llama", qk_norm=False, num_heads=4, head_dim=8, hidden_size=32))
+    for name in ("head_dim", "num_key_value_heads", "tie_word_embeddings", "hidden_act"):
+        del data[name]
+    config = read_config(data)
+    assert (config.head_dim, config.num_kv_heads, config.tie_embeddings) == (8, 4, False)
+
+
+def test_a_sliding_window_matters_to_the_family_that_uses_it() -> None:
+    assert read_config(spelt(tiny_shape(), sliding_window=4096)).family == "qwen3"
+    mistral = spelt(tiny_shape(family="mistral", qk_norm=False), sliding_window=4096)
+    with pytest.raises(ArtifactError, match="sliding_window 4096"):
+        read_config(mistral)
+
+
+def test_names_are_those_of_the_rows() -> None:
+    assert their_names("blocks.3.attention.qkv.bias") == tuple(
+        f"model.layers.3.self_attn.{part}_proj.bias" for part in "qkv"
+    )
+    assert their_names("norm.weight") == ("model.norm.weight",)
+
+
+def test_the_spelling_is_that_of_qwen3() -> None:
+    data = spelt(tiny_shape())
+    assert (data["architectures"], data["model_type"]) == (["Qwen3ForCausalLM"], "qwen3")
+    assert (data["eos_token_id"], data["pad_token_id"], data["dtype"]) == (1, 0, "float32")
+    assert data["num_key_value_heads"] == 2
+    assert data["rope_parameters"]["rope_theta"] == data["rope_theta"] == 10_000.0
+
+
+def test_an_older_config_gives_the_rotary_base_without_parameters() -> None:
+    data = spelt(tiny_shape(), rope_theta=1e6)
+    del data["rope_parameters"]
+    assert read_config(data).rope_theta == 1e6
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2'"),
+        ({"model_type": ["llama"]}, "known here are 'llama'"),
+        ({"model_type": None}, "model_type None"),
+        ({"quantization_config": {"format": "pack-quantized"}}, "'pack-quantized'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}},
+            r"rope_type 'yarn' with \['mscale'\]",
+        ),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"use_sliding_window": True}, "use_sliding_window True"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attention'"),
+        ({"attention_bias": True}, "attention_bias True"),
+        ({"surprise": 1}, r"entries \['surprise'\] of a qwen3"),
+    ],
+)
+def test_what_would_compute_something_else_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ArtifactError, match=told):
+        read_config(spelt(tiny_shape(), **changes))
+
+
+def test_int8_is_read_from_the_quantization_section() -> None:
+    scheme = {"num_bits": 8, "strategy": "channel", "symmetric": True, "type": "int"}
+    told = {"format": "pack-quantized", "config_groups": {"group_0": {"weights": scheme}}}
+    data = spelt(tiny_shape(), quantization_config=told)
+    assert read_config(data).int8
+    scheme["num_bits"] = 4
+    with pytest.raises(ArtifactError, match="symmetric 8-bit channels"):
+        read_config(data)
+    assert not read_config(spelt(tiny_shape())).int8
