@@ -162,7 +162,7 @@ def generate(
     from lmloop.inference.sampling import Sampling
     from lmloop.records import Turn
 
-    loaded = load(find_checkpoint(model, home=home))
+    loaded = load(_find_weights(model, home=home))
     ids = (
         loaded.template.encode([Turn("user", prompt)])
         if chat
@@ -172,13 +172,21 @@ def generate(
 
 
 def load(name: str | Path | None = None, *, home: str | Path | None = None) -> LoadedModel:
-    """Open a model by name or folder: `.transformer`, `.tokenizer`, `.template`, and a call.
+    """Open a model: `.transformer`, `.tokenizer`, `.template`, and a call.
 
-    Calling it on ids [B, T] (int64) gives logits [B, T, V].
+    `name` is that of a live model, a folder, ours or Hugging Face's, or a `.gguf` file. Calling the
+    result on ids [B, T] (int64) gives logits [B, T, V].
     """
     from lmloop.inference.load import load as work
 
-    return work(find_checkpoint(name, home=home))
+    return work(_find_weights(name, home=home))
+
+
+def _find_weights(name: str | Path | None, *, home: str | Path | None) -> Path:
+    """What can be opened: a `.gguf` file, or what `find_checkpoint` gives."""
+    if name is not None and Path(name).suffix == ".gguf" and Path(name).is_file():
+        return Path(name)
+    return find_checkpoint(name, home=home)
 
 
 def find_checkpoint(name: str | Path | None, *, home: str | Path | None = None) -> Path:

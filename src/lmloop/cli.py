@@ -122,7 +122,9 @@ def compress(context: typer.Context, recipe: Recipe, home: Home = None) -> None:
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the user says.")],
-    model: Annotated[str | None, typer.Option(help="Name or folder of the model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name, folder or .gguf file of the model.")
+    ] = None,
     home: Home = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0: the likeliest.")] = 0.7,

@@ -10,8 +10,13 @@ import torch
 
 from lmloop.errors import ArtifactError, TokenizerError
 from lmloop.inference.load import load
+from lmloop.model.gguf_writer import write_gguf
 from lmloop.model.hardware import fast_dtype
+from lmloop.records import Turn
 from lmloop.store.artifact import Artifact, ArtifactStore
+
+from ..model.test_gguf_decoder import metadata_of, tensors_of
+from ..tokens.test_gguf_vocabulary import metadata_of as vocabulary_of
 
 
 @pytest.fixture
@@ -85,3 +90,27 @@ def test_a_damaged_manifest_is_refused(artifact: Artifact) -> None:
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="nowhere is no checkpoint"):
         load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_a_gguf_file_is_opened_with_the_tokenizer_it_holds(
+    model_folder: Path, tmp_path: Path, with_tokenizer: bool
+) -> None:
+    folder = load(model_folder, dtype=torch.float32)
+    metadata = metadata_of(folder.transformer)
+    if with_tokenizer:
+        metadata |= vocabulary_of(folder.require_tokenizer())
+    path = tmp_path / "model.gguf"
+    write_gguf(path, metadata=metadata, tensors=tensors_of(folder.transformer))
+    model = load(path, dtype=torch.float32)
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(tokens), folder(tokens))
+    assert (model.tokenizer is not None) == with_tokenizer
+    if with_tokenizer:
+        turns = [Turn("user", "where is the sea?")]
+        assert model.template.encode(turns) == folder.template.encode(turns)
+
+
+def test_a_gguf_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"none\.gguf is no file"):
+        load(tmp_path / "none.gguf")

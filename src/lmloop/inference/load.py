@@ -11,10 +11,13 @@ from torch import Tensor
 from lmloop.errors import TokenizerError
 from lmloop.model.checkpoint import load_model
 from lmloop.model.config import DecoderConfig
+from lmloop.model.gguf import open_gguf
+from lmloop.model.gguf_decoder import read_decoder
 from lmloop.model.hardware import fast_dtype
 from lmloop.model.transformer import Transformer
 from lmloop.store.artifact import MANIFEST, open_artifact
 from lmloop.tokens.chat import ChatTemplate
+from lmloop.tokens.gguf_vocabulary import read_vocabulary
 from lmloop.tokens.tokenizer import Tokenizer
 
 
@@ -54,12 +57,15 @@ class LoadedModel:
 def load(
     folder: str | Path, *, dtype: torch.dtype | None = None, verify: bool = True
 ) -> LoadedModel:
-    """Open a checkpoint folder, ours or any Hugging Face folder of a known family.
+    """Open a checkpoint: our folder, a Hugging Face folder of a known family, or a `.gguf` file.
 
     `dtype` None takes what this processor computes fastest. With `verify`, every file is compared
     with the manifest's hash first. Raises `ArtifactError` naming the file that fails.
     """
     folder = Path(folder)
+    dtype = fast_dtype() if dtype is None else dtype
+    if folder.suffix == ".gguf" and not folder.is_dir():
+        return _load_gguf(folder, dtype=dtype)
     fingerprint = "unversioned"
     if (folder / MANIFEST).exists():
         artifact = open_artifact(folder)
@@ -68,7 +74,17 @@ def load(
             artifact.verify()
     has_tokenizer = (folder / "tokenizer.json").exists()
     return LoadedModel(
-        transformer=load_model(folder, dtype=fast_dtype() if dtype is None else dtype),
+        transformer=load_model(folder, dtype=dtype),
         tokenizer=Tokenizer.open(folder) if has_tokenizer else None,
         fingerprint=fingerprint,
+    )
+
+
+def _load_gguf(path: Path, *, dtype: torch.dtype) -> LoadedModel:
+    file = open_gguf(path)
+    has_tokenizer = "tokenizer.ggml.model" in file.metadata
+    return LoadedModel(
+        transformer=read_decoder(file, dtype=dtype),
+        tokenizer=read_vocabulary(file.metadata) if has_tokenizer else None,
+        fingerprint="unversioned",
     )

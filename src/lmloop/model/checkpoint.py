@@ -75,6 +75,20 @@ def load_model(folder: str | Path, *, dtype: torch.dtype | None = None) -> Trans
         theirs = _unpack(read_tensors(folder))
     except (LookupError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder / WEIGHTS}: 8-bit weights are damaged: {error}") from error
+    return assemble(config, theirs, path=folder / WEIGHTS, dtype=dtype)
+
+
+def assemble(
+    config: DecoderConfig,
+    theirs: dict[str, Tensor],
+    *,
+    path: Path,
+    dtype: torch.dtype | None = None,
+) -> Transformer:
+    """The model of a shape and of tensors by their names, which are used up.
+
+    Raises `ArtifactError` naming `path` and what of it is missing, too much or of another shape.
+    """
     with torch.device("meta"):
         model = Transformer(config)
         if config.int8:
@@ -88,13 +102,11 @@ def load_model(folder: str | Path, *, dtype: torch.dtype | None = None) -> Trans
         try:
             pieces = {their: theirs.pop(their) for their in their_names(name)}
         except KeyError as error:
-            raise ArtifactError(f"{folder / WEIGHTS} lacks the tensor {error}") from None
-        tensor = _join(pieces, expected, config, path=folder / WEIGHTS)
+            raise ArtifactError(f"{path} lacks the tensor {error}") from None
+        tensor = _join(pieces, expected, config, path=path)
         state[name] = tensor if dtype is None or tensor.dtype == torch.int8 else tensor.to(dtype)
     if theirs:
-        raise ArtifactError(
-            f"{folder / WEIGHTS} holds tensors that are not known: {sorted(theirs)}"
-        )
+        raise ArtifactError(f"{path} holds tensors that are not known: {sorted(theirs)[:5]}")
     if config.tie_embeddings:
         state["head.weight"] = state["embedding.weight"]
     model.load_state_dict(state, assign=True)

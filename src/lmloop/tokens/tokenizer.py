@@ -44,6 +44,7 @@ class Tokenizer:
             self.document_id,
         )
         """Any of these ends an answer."""
+        self._begins = bool(config.get("add_bos_token", True))
 
     @staticmethod
     def open(folder: str | Path) -> Tokenizer:
@@ -87,8 +88,12 @@ class Tokenizer:
         return ids
 
     def encode_document(self, text: str) -> list[int]:
-        """Ids of text as the beginning of a document: what a model is given to continue."""
-        return [self.document_id, *self.encode(text)]
+        """Ids of text as the beginning of a document: what a model is given to continue.
+
+        A tokenizer that says `add_bos_token: false` puts nothing in front.
+        """
+        ids = self.encode(text)
+        return [self.document_id, *ids] if self._begins else ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, on all cores."""

@@ -1,0 +1,163 @@
+"""A decoder out of a GGUF file: shape from its metadata, tensors under Hugging Face's names.
+
+Takes: an open file. Gives: a `Transformer`. llama.cpp rotates neighbours where Hugging Face rotates
+halves, so the rows of queries and keys of its `llama` files come back in the other order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmloop.errors import ArtifactError
+from lmloop.model.checkpoint import assemble
+from lmloop.model.config import DecoderConfig
+from lmloop.model.families import FAMILIES
+from lmloop.model.gguf import GgufFile
+from lmloop.model.transformer import Transformer
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""Values of `general.architecture` that are read; `llama` is Mistral's as well."""
+_PERMUTED = ("llama",)
+_OUTER = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_INNER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_SIZES = {
+    "num_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "num_heads": "attention.head_count",
+    "intermediate_size": "feed_forward_length",
+    "context_length": "context_length",
+}
+
+
+def read_decoder(file: GgufFile, *, dtype: torch.dtype = torch.float32) -> Transformer:
+    """The file's model in `dtype`; `ArtifactError` where it is of a kind that is not known here."""
+    config = read_shape(file)
+    theirs = {_their_name(name): name for name in file.tensors}
+    tensors = {}
+    for their_name, name in theirs.items():
+        tensor = file.read(name, dtype=dtype)
+        tensors[their_name] = _order_rows(tensor, name, config)
+    return assemble(config, tensors, path=file.path, dtype=dtype)
+
+
+def read_shape(file: GgufFile) -> DecoderConfig:
+    """What the metadata says of the model; `ArtifactError` where an entry is missing or unknown."""
+    family = file.metadata.get("general.architecture")
+    if not isinstance(family, str) or family not in ARCHITECTURES:
+        raise ArtifactError(
+            f"{file.path}: general.architecture {family!r} cannot be opened: known here are "
+            f"{', '.join(map(repr, ARCHITECTURES))}"
+        )
+    told = _Told(file, family)
+    _check_rotation(told, file)
+    sizes = {ours: told.size(theirs) for ours, theirs in _SIZES.items()}
+    heads = sizes["num_heads"]
+    embedding = file.tensors.get("token_embd.weight")
+    return DecoderConfig(
+        **sizes,
+        vocab_size=embedding.shape[0] if embedding is not None else 1,
+        num_kv_heads=told.size("attention.head_count_kv", absent=heads),
+        head_dim=told.size("attention.key_length", absent=sizes["hidden_size"] // heads),
+        rope_theta=told.number("rope.freq_base", absent=10_000.0),
+        rope_scaling=None,
+        norm_epsilon=_shorten(told.number("attention.layer_norm_rms_epsilon")),
+        qk_norm=FAMILIES[family].qk_norm,
+        qkv_bias=FAMILIES[family].qkv_bias,
+        tie_embeddings="output.weight" not in file.tensors,
+        int8=False,
+        family=family,
+    )
+
+
+class _Told:
+    """The entries of one architecture."""
+
+    def __init__(self, file: GgufFile, family: str) -> None:
+        self._file = file
+        self._family = family
+
+    def get(self, name: str) -> Any:
+        """What is said, or None."""
+        return self._file.metadata.get(f"{self._family}.{name}")
+
+    def size(self, name: str, *, absent: int | None = None) -> int:
+        """A positive whole number."""
+        found = self.get(name)
+        found = absent if found is None else found
+        if type(found) is not int or found < 1:
+            raise self._refuse(name, found)
+        return found
+
+    def number(self, name: str, *, absent: float | None = None) -> float:
+        """A positive number."""
+        found = self.get(name)
+        found = absent if found is None else found
+        if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
+            raise self._refuse(name, found)
+        return float(found)
+
+    def _refuse(self, name: str, found: object) -> ArtifactError:
+        return ArtifactError(
+            f"{self._file.path}: {self._family}.{name} is {found!r}: a positive number is needed"
+        )
+
+
+def _check_rotation(told: _Told, file: GgufFile) -> None:
+    kind = told.get("rope.scaling.type")
+    if kind not in (None, "none") or "rope_freqs.weight" in file.tensors:
+        raise ArtifactError(
+            f"{file.path}: scaled rotary positions ({kind or 'rope_freqs.weight'}) in a GGUF file "
+            "cannot be opened: open the Hugging Face folder of this model instead"
+        )
+
+
+def _shorten(value: float) -> float:
+    """The shortest decimal that single precision cannot tell from `value`: 1e-05 for 9.99…e-06."""
+    single = torch.tensor(value, dtype=torch.float32)
+    for digits in range(1, 9):
+        short = float(f"{value:.{digits}g}")
+        if torch.tensor(short, dtype=torch.float32) == single:
+            return short
+    return value
+
+
+def _their_name(name: str) -> str:
+    """Hugging Face's name of a tensor; what is not known keeps its own, and is refused with it."""
+    table: Mapping[str, str] = _OUTER
+    prefix, rest = "", name
+    if name.startswith("blk."):
+        _, layer, rest = [*name.split(".", 2), ""][:3]
+        prefix, table = f"model.layers.{layer}.", _INNER
+    stem, _, kind = rest.partition(".")
+    return f"{prefix}{table[stem]}.{kind}" if stem in table else name
+
+
+def _order_rows(tensor: Tensor, name: str, config: DecoderConfig) -> Tensor:
+    """Queries and keys with the rows of each head as two halves instead of as pairs."""
+    stem = name.split(".")[-2] if "." in name else ""
+    if config.family not in _PERMUTED or stem not in ("attn_q", "attn_k"):
+        return tensor
+    if len(tensor) % config.head_dim:
+        return tensor  # of a wrong shape, which is told when the model is put together
+    pairs = tensor.view(-1, config.head_dim // 2, 2, *tensor.shape[1:])
+    return pairs.transpose(1, 2).reshape(tensor.shape)

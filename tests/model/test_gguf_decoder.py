@@ -1,0 +1,151 @@
+"""Decoders out of GGUF files: the same model as from a folder, or a refusal with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lmloop.errors import ArtifactError
+from lmloop.model.families import FAMILIES, their_names
+from lmloop.model.gguf import open_gguf
+from lmloop.model.gguf_decoder import read_decoder, read_shape
+from lmloop.model.gguf_writer import write_gguf
+from lmloop.model.transformer import Transformer
+
+from ..conftest import random_model, tiny_shape
+
+TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""Written out a second time: the converter's names, from Hugging Face's."""
+
+
+def draw(family: str, **changes: Any) -> Transformer:
+    shape = tiny_shape(
+        family=family,
+        qk_norm=FAMILIES[family].qk_norm,
+        qkv_bias=FAMILIES[family].qkv_bias,
+        norm_epsilon=1e-5,
+        rope_theta=5e5,
+        **changes,
+    )
+    return random_model(shape)
+
+
+def interleave(rows: Tensor, *, head_dim: int) -> Tensor:
+    """As llama.cpp's converter orders queries and keys: a head's halves row by row."""
+    ordered = []
+    for head in rows.split(head_dim):
+        first, second = head.split(head_dim // 2)
+        ordered += [row for pair in zip(first, second, strict=True) for row in pair]
+    return torch.stack(ordered)
+
+
+def tensors_of(model: Transformer) -> dict[str, tuple[Tensor, str]]:
+    config = model.config
+    tensors: dict[str, tuple[Tensor, str]] = {}
+    for name, tensor in model.state_dict().items():
+        if name == "head.weight" and config.tie_embeddings:
+            continue
+        theirs = their_names(name)
+        rows = (
+            list(config.qkv_rows)
+            if len(theirs) == 3
+            else [len(tensor) // len(theirs)] * len(theirs)
+        )
+        for their_name, piece in zip(theirs, tensor.split(rows), strict=True):
+            stem, _, kind = their_name.rpartition(".")
+            prefix = ""
+            if stem.startswith("model.layers."):
+                _, _, layer, stem = stem.split(".", 3)
+                prefix = f"blk.{layer}."
+            if config.family == "llama" and stem in ("self_attn.q_proj", "self_attn.k_proj"):
+                piece = interleave(piece, head_dim=config.head_dim)
+            tensors[f"{prefix}{NAMES[stem]}.{kind}"] = (piece, "F32")
+    return tensors
+
+
+def metadata_of(model: Transformer) -> dict[str, Any]:
+    config = model.config
+    told = {
+        "block_count": config.num_layers,
+        "context_length": config.context_length,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.norm_epsilon,
+        "rope.freq_base": config.rope_theta,
+    }
+    entries = {f"{config.family}.{name}": value for name, value in told.items()}
+    return {"general.architecture": config.family, **entries}
+
+
+def write(folder: Path, model: Transformer, **changes: Any) -> Path:
+    path = folder / "model.gguf"
+    metadata = {**metadata_of(model), **changes}
+    metadata = {name: value for name, value in metadata.items() if value is not None}
+    write_gguf(path, metadata=metadata, tensors=tensors_of(model))
+    return path
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@torch.no_grad()
+def test_a_model_out_of_a_file_is_the_model_that_went_in(
+    tmp_path: Path, family: str, tied: bool
+) -> None:
+    model = draw(family, tie_embeddings=tied)
+    again = read_decoder(open_gguf(write(tmp_path, model)))
+    assert again.config == model.config
+    assert torch.equal(again(TOKENS), model(TOKENS))
+
+
+def test_entries_that_a_file_may_leave_out_have_their_defaults(tmp_path: Path) -> None:
+    model = draw("llama", num_heads=4, num_kv_heads=4, head_dim=8, hidden_size=32)
+    left_out = ("attention.head_count_kv", "attention.key_length", "rope.freq_base")
+    path = write(tmp_path, model, **{f"llama.{name}": None for name in left_out})
+    shape = read_shape(open_gguf(path))
+    assert (shape.num_kv_heads, shape.head_dim, shape.rope_theta) == (4, 8, 10_000.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"general.architecture": "mamba"}, "'mamba' cannot be opened: known here are 'llama'"),
+        ({"general.architecture": None}, "general.architecture None"),
+        ({"llama.block_count": None}, "llama.block_count is None"),
+        ({"llama.attention.head_count": 0}, "llama.attention.head_count is 0"),
+        ({"llama.embedding_length": "wide"}, "llama.embedding_length is 'wide'"),
+        ({"llama.rope.freq_base": -1.0}, r"llama.rope.freq_base is -1\.0"),
+        ({"llama.rope.scaling.type": "yarn"}, r"scaled rotary positions \(yarn\)"),
+        ({"llama.block_count": 1}, "tensors that are not known"),
+        ({"llama.block_count": 3}, "lacks the tensor 'model.layers.2"),
+        ({"llama.feed_forward_length": 8}, "gate_proj.weight is torch.float32"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    path = write(tmp_path, draw("llama", num_layers=2), **changes)
+    with pytest.raises(ArtifactError, match=told):
+        read_decoder(open_gguf(path))
