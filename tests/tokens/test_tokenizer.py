@@ -7,8 +7,10 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,3 +161,44 @@ def test_the_config_is_what_hugging_face_reads(shards_folder: Path) -> None:
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert (config["bos_token"], config["eos_token"]) == ("<|endoftext|>", "<|end|>")
     assert config["model_max_length"] == 64
+
+
+def foreign(folder: Path, *, config: dict[str, Any], in_front: str | None = None) -> Tokenizer:
+    """A folder as others write it, and what its own processing puts in front of a text."""
+    vocabulary = {token: place for place, token in enumerate(["<s>", "</s>", "a", "b", "ab"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("a", "b")]))
+    backend.add_special_tokens(["<s>", "</s>"])
+    if in_front is not None:
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{in_front} $A", special_tokens=[(in_front, vocabulary[in_front])]
+        )
+    (folder / "tokenizer.json").write_text(backend.to_str())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return Tokenizer.open(folder)
+
+
+NAMED: dict[str, Any] = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}}
+
+
+@pytest.mark.parametrize(
+    ("config", "in_front", "expected"),
+    [
+        (NAMED, None, [4]),
+        (NAMED, "<s>", [0, 4]),
+        (NAMED | {"add_bos_token": False}, "<s>", [4]),
+        (NAMED | {"add_bos_token": True}, None, [0, 4]),
+        ({"bos_token": None, "eos_token": "</s>"}, None, [4]),
+    ],
+)
+def test_a_foreign_tokenizer_begins_a_document_as_its_maker_does(
+    tmp_path: Path, config: dict[str, Any], in_front: str | None, expected: list[int]
+) -> None:
+    tokenizer = foreign(tmp_path, config=config, in_front=in_front)
+    assert tokenizer.encode_document("ab") == expected
+    assert tokenizer.stop_ids[0] == 1
+
+
+def test_a_template_in_a_file_of_its_own_is_read(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    tokenizer = foreign(tmp_path, config=NAMED | {"chat_template": "old"})
+    assert tokenizer.chat_template == "{{ messages }}"

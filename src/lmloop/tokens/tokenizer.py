@@ -38,23 +38,30 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
         self._special = _match_special(backend)
         self.vocab_size: int = backend.get_vocab_size()
-        self.document_id = self.special_id(config.get("bos_token") or DOCUMENT)
-        self.stop_ids: tuple[int, ...] = (
-            self.special_id(config.get("eos_token") or STOP),
-            self.document_id,
-        )
+        stop = _token_name(config.get("eos_token")) or STOP
+        document = _token_name(config.get("bos_token")) or _find_document(backend, stop)
+        self.document_id = self.special_id(document)
+        self.stop_ids: tuple[int, ...] = self.special_id(stop), self.document_id
         """Any of these ends an answer."""
-        self._begins = bool(config.get("add_bos_token", True))
+        begins = config.get("add_bos_token")
+        ours = (document, stop) == (DOCUMENT, STOP)
+        self._begins = ours or self._puts_in_front() if begins is None else bool(begins)
 
     @staticmethod
     def open(folder: str | Path) -> Tokenizer:
-        """Read `tokenizer.json` and its `_config`; raise `TokenizerError` if they fail."""
+        """Read `tokenizer.json`, its `_config` and `chat_template.jinja`, if there is one.
+
+        Raises `TokenizerError` where they fail.
+        """
         path = Path(folder) / "tokenizer.json"
         try:
             backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
             config = json.loads(path.with_name("tokenizer_config.json").read_text("utf-8"))
             if not isinstance(config, dict):
                 raise ValueError("tokenizer_config.json is no JSON object")
+            template = path.with_name("chat_template.jinja")
+            if template.exists():  # newer than the entry, where a folder has both
+                config["chat_template"] = template.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise TokenizerError(
                 f"{error.filename} is missing: {folder} has no tokenizer"
@@ -108,10 +115,25 @@ class Tokenizer:
             ids += [self.special_id(part)] if place % 2 else self.encode(part)
         return ids
 
+    def _puts_in_front(self) -> bool:
+        """Whether the backend's own processing of a text begins with the document token."""
+        return bool(self._backend.encode("").ids[:1] == [self.document_id])
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are left out, cut characters become U+FFFD."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+
+def _token_name(told: object) -> str | None:
+    """The text of a token as a config has it: plain, or with its settings around it."""
+    name = told.get("content") if isinstance(told, dict) else told
+    return name if isinstance(name, str) else None
+
+
+def _find_document(backend: tokenizers.Tokenizer, stop: str) -> str:
+    """What stands before a document where the config names nothing: ours, else what ends one."""
+    return stop if backend.token_to_id(DOCUMENT) is None else DOCUMENT
 
 
 def _match_special(backend: tokenizers.Tokenizer) -> re.Pattern[str]:
