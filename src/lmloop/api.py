@@ -238,14 +238,18 @@ def serve(
 ) -> None:
     """Serve a model over HTTP until interrupted; `on_ready` is told the address.
 
-    A model of the registry is followed: what becomes live later is served then. A folder is served
-    as it is.
+    A model of the registry is followed: what becomes live later is served then. A folder or a
+    `.gguf` file is served as it is.
     """
     from lmloop.serving.server import serve as work
 
     where = home_directory(home)
-    folder = find_checkpoint(name, home=home)
-    model_name = open_artifact(folder).name if _is_artifact(folder) else folder.resolve().name
+    folder = _find_weights(name, home=home)
+    model_name = (
+        open_artifact(folder).name
+        if _is_artifact(folder)
+        else folder.resolve().name.removesuffix(".gguf")
+    )
     database = open_home(where)
     registry = Registry(database, model_name, mirror=mirror_folder(where))
     entry = registry.read().get("live")

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from lmloop.errors import ContextLengthError, RequestError, TokenizerError
+from lmloop.model.gguf_writer import write_gguf
 from lmloop.records import Turn
 from lmloop.serving.prompts import Limits, Plan, Texts, plan_chat, plan_completion
 from lmloop.serving.schemas import parse_chat, parse_completion
+from lmloop.tokens.tokenizer import Tokenizer
 
+from ..tokens.test_gguf_vocabulary import metadata_of
 from .harness import ByteTokenizer, open_fake_texts
 
 LIMITS = Limits(context_length=20, vocab_size=256, max_tokens=10)
@@ -139,3 +142,18 @@ def test_a_folder_gives_its_tokenizer_and_template(checkpoint: Path) -> None:
     assert texts.encode_document("the")[0] == texts.encode_document("")[0] == document
     with pytest.raises(TokenizerError):
         Texts.open(checkpoint / "nothing")
+
+
+@pytest.mark.slow
+def test_a_gguf_file_gives_the_tokenizer_and_template_in_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Tokenizer.open(checkpoint)
+    path = tmp_path / "model.gguf"
+    write_gguf(path, metadata=metadata_of(folder), tensors={})
+    texts = Texts.open(path)
+    assert texts.encode_document("hello there") == folder.encode_document("hello there")
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "hello there"}]}'
+    messages = parse_chat(body).messages
+    assert texts.encode_chat(messages) == Texts.open(checkpoint).encode_chat(messages)
+    assert texts.fingerprint != Texts.open(checkpoint).fingerprint

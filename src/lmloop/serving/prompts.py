@@ -16,6 +16,7 @@ from lmloop.records import Turn
 from lmloop.serving.schemas import ChatRequest, CompletionRequest, GenerationRequest, Message
 from lmloop.store.artifact import hash_file
 from lmloop.tokens.chat import ChatTemplate
+from lmloop.tokens.gguf_vocabulary import read_vocabulary
 from lmloop.tokens.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -38,6 +39,16 @@ class TurnEncoder(Protocol):
         """Ids of a conversation, ready for an answer."""
 
 
+def _open_tokenizer(path: Path) -> tuple[Tokenizer, Path]:
+    """The tokenizer, and the file that it lies in."""
+    if path.suffix != ".gguf":
+        return Tokenizer.open(path), path / "tokenizer.json"
+    # Imported here: with torch behind it, a second that a folder's server does not wait for.
+    from lmloop.model.gguf import open_gguf
+
+    return read_vocabulary(open_gguf(path).metadata), path
+
+
 class Texts:
     """Tokenizer and chat template of one weights version; threads may share it."""
 
@@ -47,14 +58,14 @@ class Texts:
         self._tokenizer = tokenizer
         self._template = template
         self.fingerprint = fingerprint
-        """SHA-256 of `tokenizer.json`, as hex."""
+        """SHA-256 of the file that has the tokenizer, as hex."""
 
     @staticmethod
-    def open(folder: Path) -> Texts:
-        """Read both from a checkpoint folder; raise `TokenizerError` where that fails."""
-        tokenizer = Tokenizer.open(folder)
+    def open(path: Path) -> Texts:
+        """Read both from a folder or a `.gguf` file; raise `TokenizerError` where that fails."""
+        tokenizer, file = _open_tokenizer(path)
         template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
-        return Texts(tokenizer, template, fingerprint=hash_file(folder / "tokenizer.json"))
+        return Texts(tokenizer, template, fingerprint=hash_file(file))
 
     def encode_document(self, text: str) -> list[int]:
         """Ids of a plain prompt: the beginning of a document that is to be continued."""
