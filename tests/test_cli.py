@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ from .conftest import Walked, write_recipe
 VERBS = (
     *("run", "prepare", "tokenize", "pretrain", "finetune", "evaluate", "compress"),
     *("generate", "serve", "monitor", "review", "update", "rollback", "loop"),
-    *("gc", "reindex", "forget", "show", "plan", "export"),
+    *("gc", "reindex", "forget", "show", "plan", "pull", "export"),
 )
 
 
@@ -323,6 +324,44 @@ def test_an_artifact_with_a_flipped_byte_is_refused_and_the_file_named(
     told = call(*("finetune", walked.recipe, "--home", tmp_path / "home", "--finetune.steps=3"))
     assert told[0] == 2
     assert told[2].splitlines()[-1].startswith(f"lmloop: {path} changed since it was written")
+
+
+def test_pull_without_a_name_lists_names_sizes_licences_and_what_they_are(call: Call) -> None:
+    code, out, err = call("pull")
+    assert (code, err) == (0, "")
+    assert re.search(r"^smollm2-135m-instruct +98\.4 MB +Apache-2\.0 +chat decoder", out, re.M)
+    assert len(out.splitlines()) == 3
+
+
+def test_pull_prints_the_folder_and_says_the_licence(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmloop.store import pull
+    from lmloop.store.catalogue import Entry, Hub, WeightFile
+
+    empty = WeightFile(name="w.bin", bytes=0, sha256=hashlib.sha256(b"").hexdigest())
+    hub = Hub(repository="someone/tiny", revision="c" * 40)
+    entry = Entry(name="tiny", what="w", licence="MIT", files=(empty,), hub=hub, package=None)
+
+    def fetch(entry: Entry, folder: Path, *_: object) -> dict[str, str]:
+        (folder / "w.bin").touch()
+        return {"kind": "raw", "fingerprint": "f" * 64, "source": str(entry.hub)}
+
+    monkeypatch.setattr(pull, "read_catalogue", lambda: {"tiny": entry})
+    monkeypatch.setattr(pull, "fetch_hub", fetch)
+    code, out, err = call("pull", "tiny", "--home", tmp_path / "home")
+    assert code == 0
+    assert (Path(out.strip()) / "w.bin").is_file()
+    assert err.splitlines()[0] == "tiny: w; licence: MIT"
+    monkeypatch.setattr(pull, "fetch_hub", lambda *_: pytest.fail("it was fetched again"))
+    assert call("pull", "tiny", "--home", tmp_path / "home")[:2] == (0, out)
+
+
+def test_pull_of_an_unknown_name_is_one_line(call: Call, tmp_path: Path) -> None:
+    told = call.refused("pull", "smollm", "--home", tmp_path / "home")
+    assert told.startswith("no weights are called smollm; did you mean smollm2-")
+    assert "all-minilm-l6-v2" in told
+    assert not (tmp_path / "home").exists()
 
 
 @pytest.mark.slow

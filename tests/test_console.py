@@ -15,12 +15,14 @@ from lmloop.console import (
     TerminalProgress,
     make_progress,
     show_ancestry,
+    show_catalogue,
     show_monitor,
     show_plan,
     show_reviews,
 )
 from lmloop.monitoring.summary import Happening, Point, Server, Signal, Summary
 from lmloop.monitoring.traffic import Arm, Percentiles, Traffic
+from lmloop.store.catalogue import Entry, WeightFile
 from lmloop.store.lineage import Ancestor
 from lmloop.training.plan import Plan, StagePlan
 from lmloop.updating.review import Review
@@ -299,3 +301,14 @@ def test_windows_that_nobody_has_looked_at_are_said_to_wait(
 def test_a_monitor_that_has_seen_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     show_monitor(make_summary(empty=True))
     assert "nothing has been served" in capsys.readouterr().out
+
+
+def test_a_catalogue_is_drawn_a_line_an_entry(capsys: pytest.CaptureFixture[str]) -> None:
+    file = WeightFile(name="w", bytes=1_500_000, sha256="")
+    short = Entry(name="a", what="one", licence="MIT", files=(file,), hub=None, package=None)
+    long = replace(short, name="long", what="two", licence="Apache-2.0", files=(file,) * 10)
+    show_catalogue([short, long])
+    assert capsys.readouterr().out.splitlines() == [
+        "a      1.5 MB  MIT         one",
+        "long  15.0 MB  Apache-2.0  two",
+    ]

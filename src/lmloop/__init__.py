@@ -26,6 +26,7 @@ __all__ = [
     "plan",
     "prepare",
     "pretrain",
+    "pull",
     "reindex",
     "review",
     "rollback",

@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from lmloop.config import home_directory, load_recipe
 from lmloop.errors import ArtifactError
-from lmloop.pipeline import Made, open_home, walk
+from lmloop.pipeline import Made, code_version, open_home, walk
 from lmloop.progress import Progress, Silent
 from lmloop.sections import ServeConfig
 from lmloop.store.artifact import MANIFEST, Artifact, ArtifactStore, open_artifact
 from lmloop.store.lineage import Ancestor, trace
-from lmloop.store.registry import ALIASES, Entry, Registry, find_live, mirror_folder
+from lmloop.store.registry import (
+    ALIASES,
+    Entry,
+    Registry,
+    find_live,
+    index_artifact,
+    mirror_folder,
+)
 from lmloop.upkeep import MonitorConfig
 
 if TYPE_CHECKING:
@@ -197,6 +204,23 @@ def find_checkpoint(name: str | Path | None, *, home: str | Path | None = None) 
     if artifact.kind != "checkpoint":
         raise ArtifactError(f"{artifact} is no checkpoint: name a model")
     return artifact.path
+
+
+def pull(
+    name: str, *, home: str | Path | None = None, progress: Progress | None = None
+) -> Artifact:
+    """Weights of others as an artifact of the home: found if they are there, else downloaded.
+
+    `name` is one of `lmloop.store.catalogue.read_catalogue()`. Raises `SourceError` where the name
+    is unknown or its files cannot be had, `DiskFullError` where they have no room.
+    """
+    from lmloop.store.pull import pull as work
+
+    where = home_directory(home)
+    artifact = work(name, ArtifactStore(where), code_version=code_version(), progress=progress)
+    with existing_database(home) as database:
+        index_artifact(database, artifact)
+    return artifact
 
 
 def export(name: str | Path | None, folder: str | Path, *, home: str | Path | None = None) -> Path:

@@ -316,6 +316,25 @@ def plan(context: typer.Context, recipe: Recipe) -> None:
 
 
 @app.command()
+def pull(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Name of the weights [default: list them].", show_default=False),
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Fetch weights of others, checked by hash; without a name, list what there is."""
+    from lmloop import api
+    from lmloop.console import make_progress, show_catalogue
+    from lmloop.store.catalogue import read_catalogue
+
+    if name is None:
+        show_catalogue(list(read_catalogue().values()))
+    else:
+        print(api.pull(name, home=home, progress=make_progress()).path)
+
+
+@app.command()
 def export(
     name: Annotated[str, typer.Argument(help="Name or folder of the model.")],
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],

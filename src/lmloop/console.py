@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from lmloop.monitoring.summary import Signal, Summary
     from lmloop.monitoring.traffic import Percentiles, Traffic
+    from lmloop.store.catalogue import Entry
     from lmloop.store.lineage import Ancestor
     from lmloop.training.plan import Plan
     from lmloop.updating.review import Review
@@ -124,6 +125,14 @@ class _TerminalTask:
         """Move the bar."""
         note = note or (f"{done:,.0f} {self._unit}" if self._unit else "")
         self._bars.update(self._task, completed=done, note=note)
+
+
+def show_catalogue(entries: Sequence[Entry]) -> None:
+    """Print a line for each of the weights that can be pulled: name, size, licence, what it is."""
+    rows = [(each.name, f"{each.bytes / 1e6:.1f} MB", each.licence, each.what) for each in entries]
+    names, sizes, licences = (max(len(row[at]) for row in rows) for at in range(3))
+    for name, size, licence, what in rows:
+        print(f"{name:<{names}}  {size:>{sizes}}  {licence:<{licences}}  {what}")
 
 
 def show_ancestry(ancestor: Ancestor) -> None:
