@@ -190,10 +190,22 @@ def load(name: str | Path | None = None, *, home: str | Path | None = None) -> L
 
 
 def _find_weights(name: str | Path | None, *, home: str | Path | None) -> Path:
-    """What can be opened: a `.gguf` file, or what `find_checkpoint` gives."""
-    if name is not None and Path(name).suffix == ".gguf" and Path(name).is_file():
+    """What can be opened: a `.gguf` file, pulled weights, or what `find_checkpoint` gives."""
+    if name is None or (Path(name) / "config.json").is_file():
+        return find_checkpoint(name, home=home)
+    if Path(name).suffix == ".gguf" and Path(name).is_file():
         return Path(name)
-    return find_checkpoint(name, home=home)
+    pulled = _find_pulled(Path(name), ArtifactStore(home_directory(home)))
+    return find_checkpoint(name, home=home) if pulled is None else pulled
+
+
+def _find_pulled(name: Path, store: ArtifactStore) -> Path | None:
+    """The file or folder of pulled weights, by their name or their artifact's folder."""
+    for artifact in store.all():
+        if artifact.kind == "weights" and name in (Path(artifact.name), artifact.path):
+            files = sorted(artifact.path.glob("*.gguf"))
+            return files[0] if len(files) == 1 else artifact.path
+    return None
 
 
 def find_checkpoint(name: str | Path | None, *, home: str | Path | None = None) -> Path:

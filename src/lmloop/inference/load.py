@@ -62,29 +62,31 @@ def load(
     `dtype` None takes what this processor computes fastest. With `verify`, every file is compared
     with the manifest's hash first. Raises `ArtifactError` naming the file that fails.
     """
-    folder = Path(folder)
+    path = Path(folder)
+    is_file = path.suffix == ".gguf" and not path.is_dir()
+    fingerprint = _identify(path.parent if is_file else path, verify=verify)
     dtype = fast_dtype() if dtype is None else dtype
-    if folder.suffix == ".gguf" and not folder.is_dir():
-        return _load_gguf(folder, dtype=dtype)
-    fingerprint = "unversioned"
-    if (folder / MANIFEST).exists():
-        artifact = open_artifact(folder)
-        fingerprint = artifact.fingerprint
-        if verify:
-            artifact.verify()
-    has_tokenizer = (folder / "tokenizer.json").exists()
+    if is_file:
+        file = open_gguf(path)
+        has_tokenizer = "tokenizer.ggml.model" in file.metadata
+        return LoadedModel(
+            transformer=read_decoder(file, dtype=dtype),
+            tokenizer=read_vocabulary(file.metadata) if has_tokenizer else None,
+            fingerprint=fingerprint,
+        )
+    has_tokenizer = (path / "tokenizer.json").exists()
     return LoadedModel(
-        transformer=load_model(folder, dtype=dtype),
-        tokenizer=Tokenizer.open(folder) if has_tokenizer else None,
+        transformer=load_model(path, dtype=dtype),
+        tokenizer=Tokenizer.open(path) if has_tokenizer else None,
         fingerprint=fingerprint,
     )
 
 
-def _load_gguf(path: Path, *, dtype: torch.dtype) -> LoadedModel:
-    file = open_gguf(path)
-    has_tokenizer = "tokenizer.ggml.model" in file.metadata
-    return LoadedModel(
-        transformer=read_decoder(file, dtype=dtype),
-        tokenizer=read_vocabulary(file.metadata) if has_tokenizer else None,
-        fingerprint="unversioned",
-    )
+def _identify(folder: Path, *, verify: bool) -> str:
+    """The fingerprint of an artifact's folder, "unversioned" of any other."""
+    if not (folder / MANIFEST).exists():
+        return "unversioned"
+    artifact = open_artifact(folder)
+    if verify:
+        artifact.verify()
+    return artifact.fingerprint
