@@ -202,3 +202,35 @@ def test_the_server_gets_the_folder_the_name_and_the_database(
     assert served["model_name"] == (model_folder.name if foreign else "tiny")
     assert (served["config"], served["on_ready"]) == (config, ready)
     assert served["database"].url.database == str(walked.home / "lmloop.db")
+
+
+@pytest.mark.parametrize("verb", [lmloop.load, lmloop.show, find_checkpoint])
+def test_weights_that_were_not_pulled_are_told_with_what_to_do(
+    walked: Walked, tmp_path: Path, verb: Any
+) -> None:
+    for home in (walked.home, tmp_path / "none"):
+        with pytest.raises(ArtifactError, match="run lmloop pull smollm2-135m-instruct"):
+            verb("smollm2-135m-instruct", home=home)
+
+
+def test_a_live_model_goes_before_weights_of_the_same_name(
+    walked: Walked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise AssertionError("the catalogue was asked")
+
+    monkeypatch.setattr("lmloop.store.catalogue.read_catalogue", refuse)
+    assert find("tiny", home=walked.home) == walked.made.live
+
+
+def test_a_folder_with_a_single_gguf_file_means_that_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "find_checkpoint", lambda name, home: tmp_path)
+    (tmp_path / "a.gguf").touch()
+    assert api._find_weights("weights", home=None) == tmp_path / "a.gguf"
+    (tmp_path / "b.gguf").touch()
+    assert api._find_weights("weights", home=None) == tmp_path
+    (tmp_path / "b.gguf").unlink()
+    (tmp_path / "config.json").touch()
+    assert api._find_weights("weights", home=None) == tmp_path

@@ -85,8 +85,8 @@ def find(name: str | Path | None = None, *, home: str | Path | None = None) -> A
     """The artifact that `name` means: a folder, a model, or the beginning of a fingerprint.
 
     A model is `NAME` (the live one), `NAME/previous`, `NAME/candidate`, or an alias alone, which
-    means the model that was made live last, as None does. Raises `ArtifactError` where there is
-    nothing.
+    means the model that was made live last, as None does. A name that no model has may be that of
+    pulled weights. Raises `ArtifactError` where there is nothing.
     """
     where = home_directory(home)
     if name is not None and (Path(name) / MANIFEST).is_file():
@@ -95,8 +95,18 @@ def find(name: str | Path | None = None, *, home: str | Path | None = None) -> A
         found = ArtifactStore(where).resolve(str(name))
         if found is not None:
             return found
-    with existing_database(home) as database:
-        return open_artifact(_find_entry(database, None if name is None else str(name)).path)
+    try:
+        with existing_database(home) as database:
+            entry = _find_entry(database, None if name is None else str(name))
+    except ArtifactError:
+        from lmloop.store.catalogue import read_catalogue
+        from lmloop.store.pull import find_pulled
+
+        weights = read_catalogue().get(str(name))
+        if weights is None:
+            raise
+        return find_pulled(weights, ArtifactStore(where))
+    return open_artifact(entry.path)
 
 
 def _find_entry(database: sa.Engine, name: str | None) -> Entry:
@@ -190,30 +200,20 @@ def load(name: str | Path | None = None, *, home: str | Path | None = None) -> L
 
 
 def _find_weights(name: str | Path | None, *, home: str | Path | None) -> Path:
-    """What can be opened: a `.gguf` file, pulled weights, or what `find_checkpoint` gives."""
-    if name is None or (Path(name) / "config.json").is_file():
-        return find_checkpoint(name, home=home)
-    if Path(name).suffix == ".gguf" and Path(name).is_file():
+    """What can be opened: a `.gguf` file, also that of pulled weights, or a checkpoint's folder."""
+    if name is not None and Path(name).suffix == ".gguf" and Path(name).is_file():
         return Path(name)
-    pulled = _find_pulled(Path(name), ArtifactStore(home_directory(home)))
-    return find_checkpoint(name, home=home) if pulled is None else pulled
-
-
-def _find_pulled(name: Path, store: ArtifactStore) -> Path | None:
-    """The file or folder of pulled weights, by their name or their artifact's folder."""
-    for artifact in store.all():
-        if artifact.kind == "weights" and name in (Path(artifact.name), artifact.path):
-            files = sorted(artifact.path.glob("*.gguf"))
-            return files[0] if len(files) == 1 else artifact.path
-    return None
+    folder = find_checkpoint(name, home=home)
+    files = sorted(folder.glob("*.gguf"))
+    return files[0] if len(files) == 1 and not (folder / "config.json").exists() else folder
 
 
 def find_checkpoint(name: str | Path | None, *, home: str | Path | None = None) -> Path:
-    """The checkpoint folder that `name` means: any Hugging Face folder, or what `find` gives."""
+    """The folder that `name` means: any Hugging Face folder, or what `find` gives of weights."""
     if name is not None and (Path(name) / "config.json").is_file():
         return Path(name)
     artifact = find(name, home=home)
-    if artifact.kind != "checkpoint":
+    if artifact.kind not in ("checkpoint", "weights"):
         raise ArtifactError(f"{artifact} is no checkpoint: name a model")
     return artifact.path
 

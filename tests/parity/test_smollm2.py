@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lmloop
-from lmloop.inference.load import LoadedModel
+from lmloop.inference.load import LoadedModel, load
 from lmloop.records import Turn
 
 pytestmark = pytest.mark.slow
@@ -27,9 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(home: Path) -> LoadedModel:
-    (file,) = home.glob("artifacts/pull-*/*.gguf")
-    from lmloop.inference.load import load
-
+    (file,) = lmloop.pull(NAME, home=home).path.glob("*.gguf")
     return load(file, dtype=torch.float32)
 
 
@@ -60,6 +58,7 @@ def test_a_question_costs_and_is_answered_as_published(model: LoadedModel) -> No
 
 
 def test_the_name_opens_the_pulled_artifact(home: Path) -> None:
+    assert "by pull" in str(lmloop.show(NAME, home=home))
     by_name = lmloop.load(NAME, home=home)
     assert by_name.fingerprint == lmloop.pull(NAME, home=home).fingerprint
     answer = lmloop.generate(

@@ -29,6 +29,7 @@ from lmloop.model.gguf import (
     quote,
     read_alignment,
 )
+from lmloop.store.artifact import write_whole
 
 _TYPE_OF = {letter: number for number, letter in NUMBERS.items()}
 
@@ -61,17 +62,12 @@ def write_gguf(
     header = b"".join(head)
     if len(header) > MAX_HEADER:
         raise ArtifactError(f"{path}: a header of {len(header)} bytes, {MAX_HEADER} are allowed")
-    beside = path.with_name(f"{path.name}.part")
-    try:
-        with beside.open("wb") as stream:
-            stream.write(header + bytes(-len(header) % alignment))
-            for name, (tensor, type_name) in tensors.items():
-                data = _encode(path, name, tensor, type_name)
-                stream.write(data.numpy().data)
-                stream.write(bytes(-len(data) % alignment))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with write_whole(path) as stream:
+        stream.write(header + bytes(-len(header) % alignment))
+        for name, (tensor, type_name) in tensors.items():
+            data = _encode(path, name, tensor, type_name)
+            stream.write(data.numpy().data)
+            stream.write(bytes(-len(data) % alignment))
 
 
 def _pack_text(text: str) -> bytes:

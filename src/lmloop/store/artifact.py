@@ -294,16 +294,28 @@ def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def write_json(path: Path, data: object) -> None:
-    """Write JSON so that a reader finds the old file or the whole new one."""
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside `path` that takes its place, durably, when the block has ended well.
+
+    A reader finds the old file or the whole new one.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with beside.open("wb") as stream:
+            yield stream
         sync(beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write JSON, whole or not at all."""
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    with write_whole(path) as stream:
+        stream.write(text.encode())
 
 
 def replace_folder(folder: Path, final: Path) -> None:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO
 
 from lmloop.config import silence_telemetry
-from lmloop.errors import DiskFullError, LmloopError, SourceError
+from lmloop.errors import ArtifactError, DiskFullError, LmloopError, SourceError
 from lmloop.progress import Progress, Silent, Task
 from lmloop.store.artifact import (
     Artifact,
@@ -76,7 +76,7 @@ def pull(
     entry = find_entry(name, read_catalogue() if catalogue is None else catalogue)
     progress = progress or Silent()
     progress.say(f"{entry.name}: {entry.what}; licence: {entry.licence}")
-    key = artifact_key(STAGE, {"name": entry.name}, [file.sha256 for file in entry.files])
+    key = _key(entry)
     ways = (fetch_hub, fetch_package) if ways is None else ways
     found = store.find(STAGE, key)
     if found is None:
@@ -87,6 +87,18 @@ def pull(
                 return _make(entry, store, key, ways, progress, code_version=code_version)
     progress.say(f"{STAGE}: already here, {found}")
     return found
+
+
+def find_pulled(entry: Entry, store: ArtifactStore) -> Artifact:
+    """The artifact of an entry; `ArtifactError` with what to do where it was not pulled yet."""
+    found = store.find(STAGE, _key(entry))
+    if found is None:
+        raise ArtifactError(f"{entry.name} is not here yet: run lmloop pull {entry.name}")
+    return found
+
+
+def _key(entry: Entry) -> str:
+    return artifact_key(STAGE, {"name": entry.name}, [file.sha256 for file in entry.files])
 
 
 def _make(

@@ -13,13 +13,9 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from lmloop.errors import TokenizerError
-from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.tokens.tokenizer import WORDS, Tokenizer
 
-_QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3 = _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_LLAMA3 = WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 CUTS = ("default", "gpt-2", "llama-bpe", "qwen2", "smollm")
 """Values of `tokenizer.ggml.pre` that are known: how text is cut before pairs are joined."""
 _CONTROL, _USER_DEFINED = 3, 4
@@ -69,7 +65,7 @@ def _cut(name: object) -> pre_tokenizers.PreTokenizer:
         words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         return pre_tokenizers.Sequence([digits, words])
     if name in ("qwen2", "llama-bpe"):
-        pattern = Regex(_QWEN if name == "qwen2" else _LLAMA3)
+        pattern = Regex(WORDS if name == "qwen2" else _LLAMA3)
         pieces = pre_tokenizers.Split(pattern, behavior="isolated")
         letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([pieces, letters])

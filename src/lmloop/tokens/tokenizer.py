@@ -23,10 +23,11 @@ STOP = "<|end|>"
 """Ends every turn; the model stops here."""
 SPECIAL_TOKENS = (DOCUMENT, STOP, "<|system|>", "<|user|>", "<|assistant|>")
 
-_WORDS = (
+WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+"""What text is cut into before pairs are joined, as in Qwen2."""
 
 
 class Tokenizer:
@@ -153,7 +154,7 @@ def train_tokenizer(
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -14,20 +14,19 @@ Axes: V words, D numbers a word.
 from __future__ import annotations
 
 import mmap
-import os
 import re
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmloop.errors import ArtifactError
-from lmloop.store.artifact import sync
+from lmloop.store.artifact import write_whole
 from lmloop.tokens.vectors import WordVectors
 
 VectorLayout = Literal["word2vec-text", "word2vec-binary", "glove"]
@@ -76,7 +75,7 @@ def save_vectors(vectors: WordVectors, path: str | Path, *, layout: VectorLayout
             f"the first word {vectors.words[0]!r} ends in a number, which a GloVe file cannot "
             "tell from its vector: save as word2vec-text"
         )
-    with _write_whole(Path(path)) as stream:
+    with _write(Path(path)) as stream:
         if layout != "glove":
             stream.write(b"%d %d\n" % vectors.matrix.shape)
         for word, row in zip(vectors.words, vectors.matrix, strict=True):
@@ -107,18 +106,11 @@ def _ends_in_number(word: str) -> bool:
 
 
 @contextmanager
-def _write_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its place when all is written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def _write(path: Path) -> Iterator[IO[bytes]]:
+    """The file to write; raise `ArtifactError` where the system refuses."""
     try:
-        try:
-            with beside.open("wb") as stream:
-                yield stream
-            sync(beside)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-        sync(path.parent)
+        with write_whole(path) as stream:
+            yield stream
     except OSError as error:
         raise ArtifactError(
             f"{path} cannot be written ({error.strerror}): what was there before is as it was"
