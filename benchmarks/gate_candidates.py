@@ -190,7 +190,7 @@ def randomise(model: Transformer) -> None:
 
 def break_layer(model: Transformer) -> None:
     """One weight of the last layer is no number."""
-    model.blocks[-1].feed_forward.down.weight[0, 0] = float("nan")
+    model.blocks[-1].feed_forward.part.down.weight[0, 0] = float("nan")
 
 
 def add_layers(model: Transformer) -> Transformer:
@@ -201,8 +201,8 @@ def add_layers(model: Transformer) -> Transformer:
     initialise(deeper, seed=0)
     deeper.load_state_dict(model.state_dict(), strict=False)
     for block in list(deeper.blocks)[-extra:]:
-        block.attention.output.weight.zero_()
-        block.feed_forward.down.weight.zero_()
+        block.mixer.part.output.weight.zero_()
+        block.feed_forward.part.down.weight.zero_()
     return deeper
 
 

@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
-from lmloop.model.config import DecoderConfig
+from lmloop.model.config import ModelConfig
 from lmloop.model.hardware import tune_process
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
@@ -45,7 +45,7 @@ def measure_matrix_rate() -> None:
 
 def measure_training(method: str) -> None:
     """Whole steps as `lmloop pretrain` takes them."""
-    config = DecoderConfig(
+    config = ModelConfig(
         vocab_size=VOCABULARY,
         num_layers=LAYERS,
         hidden_size=WIDTH,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lmloop.inference.load import LoadedModel
-    from lmloop.model.config import DecoderConfig
+    from lmloop.model.config import ModelConfig
     from lmloop.model.transformer import Transformer
     from lmloop.pipeline import Made
 
@@ -129,7 +129,7 @@ class Walked:
     made: Made
 
 
-def random_model(config: DecoderConfig, *, seed: int = 0) -> Transformer:
+def random_model(config: ModelConfig, *, seed: int = 0) -> Transformer:
     """A model none of whose parameters is zero or one, so that every part of it shows."""
     import torch
 
@@ -146,9 +146,9 @@ def random_model(config: DecoderConfig, *, seed: int = 0) -> Transformer:
     return model
 
 
-def tiny_shape(**changes: int | float | bool) -> DecoderConfig:
+def tiny_shape(**changes: int | float | bool) -> ModelConfig:
     """Two layers, two query heads to a key head, nothing square."""
-    from lmloop.model.config import DecoderConfig
+    from lmloop.model.config import ModelConfig
 
     sizes: dict[str, int | float | bool] = {
         "vocab_size": 50,
@@ -160,7 +160,7 @@ def tiny_shape(**changes: int | float | bool) -> DecoderConfig:
         "intermediate_size": 40,
         "context_length": CONTEXT_LENGTH,
     }
-    return DecoderConfig(**(sizes | changes))  # type: ignore[arg-type]
+    return ModelConfig(**(sizes | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_refused(
 ) -> None:
     broken = random_model(loaded.config)
     with torch.no_grad():
-        broken.blocks[0].attention.qkv.weight[2, 3] = math.nan
+        broken.blocks[0].mixer.part.qkv.weight[2, 3] = math.nan
     folder = tmp_path / "broken"
     folder.mkdir()
     save_model(broken, folder, stop_id=1, document_id=0)

@@ -229,8 +229,8 @@ def with_favourite(model: LoadedModel, token: int) -> LoadedModel:
     transformer = copy.deepcopy(model.transformer)
     with torch.no_grad():
         for block in transformer.blocks:
-            block.attention.output.weight.zero_()  # type: ignore[union-attr]
-            block.feed_forward.down.weight.zero_()  # type: ignore[union-attr]
+            block.mixer.part.output.weight.zero_()  # type: ignore[union-attr]
+            block.feed_forward.part.down.weight.zero_()  # type: ignore[union-attr]
         transformer.embedding.weight.fill_(1.0)
         transformer.embedding.weight[token] = 2.0
         transformer.norm.weight.fill_(1.0)

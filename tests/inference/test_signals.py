@@ -27,7 +27,7 @@ from lmloop.inference.signals import (
     projection,
     spread_positions,
 )
-from lmloop.model.attention import PackedRows
+from lmloop.model.rows import PackedRows
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 DRAWN = Sampling(temperature=0.8, top_p=0.95, top_k=60, max_tokens=14, seed=3)

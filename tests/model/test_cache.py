@@ -104,10 +104,11 @@ def test_a_sequence_may_fill_its_slot_to_the_last_place(model: Transformer) -> N
 def test_a_step_writes_into_the_slots_of_its_chunks_alone(model: Transformer) -> None:
     cache = make_cache(model)
     run(model, cache, [(Chunk(1, 0, 3), draw_text(3, seed=0))])
-    for store in (cache.keys, cache.values):
-        assert store[:, 1, :, :3].abs().sum() > 0
-        assert not store[:, [0, 2]].any()
-        assert not store[:, 1, :, 3:].any()
+    for layer in cache.layers:
+        for store in layer.tensors():
+            assert store[1, :, :3].abs().sum() > 0
+            assert not store[[0, 2]].any()
+            assert not store[1, :, 3:].any()
 
 
 def test_positions_follow_the_chunks(model: Transformer) -> None:

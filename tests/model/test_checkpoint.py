@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmloop.errors import ArtifactError
 from lmloop.model.checkpoint import load_config, load_model, save_model
-from lmloop.model.config import DecoderConfig
+from lmloop.model.config import ModelConfig
 from lmloop.model.quantized import Int8Linear, quantize_int8
 from lmloop.model.transformer import Transformer
 
@@ -129,7 +129,7 @@ def test_weights_are_read_in_the_dtype_asked_for(tmp_path: Path) -> None:
     save(tmp_path, int8=True)
     model = load_model(tmp_path, dtype=torch.bfloat16)
     assert model.embedding.weight.dtype == torch.bfloat16
-    layer = model.get_submodule("blocks.0.feed_forward.down")
+    layer = model.get_submodule("blocks.0.feed_forward.part.down")
     assert isinstance(layer, Int8Linear)
     assert (layer.weight.dtype, layer.scale.dtype) == (torch.int8, torch.bfloat16)
 
@@ -252,7 +252,7 @@ def test_a_size_that_is_no_positive_whole_number_is_refused(tmp_path: Path, valu
 def test_the_config_comes_back(tmp_path: Path) -> None:
     save(tmp_path, int8=True, tie_embeddings=False)
     assert load_config(tmp_path) == tiny_shape(int8=True, tie_embeddings=False)
-    assert isinstance(load_config(tmp_path), DecoderConfig)
+    assert isinstance(load_config(tmp_path), ModelConfig)
 
 
 @pytest.mark.parametrize("int8", [True, False])

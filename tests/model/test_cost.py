@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmloop.model.cache import SlotCache
-from lmloop.model.config import DecoderConfig
+from lmloop.model.config import ModelConfig
 from lmloop.model.cost import (
     cache_bytes_per_token,
     count_parameters,
@@ -18,7 +18,7 @@ from lmloop.model.transformer import Transformer
 
 from ..conftest import tiny_shape
 
-REFERENCE = DecoderConfig(
+REFERENCE = ModelConfig(
     vocab_size=8192,
     num_layers=6,
     hidden_size=384,
@@ -70,7 +70,7 @@ def test_arithmetic_written_by_hand() -> None:
 def test_the_cache_holds_as_many_bytes_a_token_as_foretold() -> None:
     config = tiny_shape()
     cache = SlotCache(config, slots=3, length=10, dtype=torch.bfloat16)
-    held = cache.keys.nbytes + cache.values.nbytes
+    held = sum(tensor.nbytes for layer in cache.layers for tensor in layer.tensors())
     assert cache_bytes_per_token(config) * 30 == held
     assert cache_bytes_per_token(config, element_bytes=4) * 30 == 2 * held
 

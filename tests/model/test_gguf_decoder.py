@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lmloop.errors import ArtifactError
-from lmloop.model.families import FAMILIES, their_names
+from lmloop.model.checkpoint import take_apart
+from lmloop.model.families import FAMILIES
 from lmloop.model.gguf import open_gguf
 from lmloop.model.gguf_decoder import read_decoder, read_shape
 from lmloop.model.gguf_writer import write_gguf
@@ -41,10 +42,9 @@ NAMES = {
 def draw(family: str, **changes: Any) -> Transformer:
     shape = tiny_shape(
         family=family,
-        qk_norm=FAMILIES[family].qk_norm,
-        qkv_bias=FAMILIES[family].qkv_bias,
         norm_epsilon=1e-5,
         rope_theta=5e5,
+        **FAMILIES[family].stack.shape,
         **changes,
     )
     return random_model(shape)
@@ -62,24 +62,15 @@ def interleave(rows: Tensor, *, head_dim: int) -> Tensor:
 def tensors_of(model: Transformer) -> dict[str, tuple[Tensor, str]]:
     config = model.config
     tensors: dict[str, tuple[Tensor, str]] = {}
-    for name, tensor in model.state_dict().items():
-        if name == "head.weight" and config.tie_embeddings:
-            continue
-        theirs = their_names(name)
-        rows = (
-            list(config.qkv_rows)
-            if len(theirs) == 3
-            else [len(tensor) // len(theirs)] * len(theirs)
-        )
-        for their_name, piece in zip(theirs, tensor.split(rows), strict=True):
-            stem, _, kind = their_name.rpartition(".")
-            prefix = ""
-            if stem.startswith("model.layers."):
-                _, _, layer, stem = stem.split(".", 3)
-                prefix = f"blk.{layer}."
-            if config.family == "llama" and stem in ("self_attn.q_proj", "self_attn.k_proj"):
-                piece = interleave(piece, head_dim=config.head_dim)
-            tensors[f"{prefix}{NAMES[stem]}.{kind}"] = (piece, "F32")
+    for their_name, tensor in take_apart(model).items():
+        stem, _, kind = their_name.rpartition(".")
+        prefix = ""
+        if stem.startswith("model.layers."):
+            _, _, layer, stem = stem.split(".", 3)
+            prefix = f"blk.{layer}."
+        if config.family == "llama" and stem in ("self_attn.q_proj", "self_attn.k_proj"):
+            tensor = interleave(tensor, head_dim=config.head_dim)
+        tensors[f"{prefix}{NAMES[stem]}.{kind}"] = (tensor, "F32")
     return tensors
 
 

@@ -40,7 +40,7 @@ def test_every_parameter_starts_as_the_table_says() -> None:
             assert torch.equal(parameter, torch.ones_like(parameter)), name
         elif name.startswith("embedding"):
             assert abs(parameter.std() - 0.02) < 0.001, name
-        elif "qkv" in name or "gate_up" in name:
+        elif "qkv" in name or "part.up" in name:
             assert abs(parameter.std() - 96**-0.5) < 0.005, name
         else:
             assert not parameter.any(), name

@@ -140,12 +140,12 @@ def test_the_model_answers_nearly_as_before() -> None:
 @torch.no_grad()
 def test_a_bias_is_kept_exactly() -> None:
     model = random_model(tiny_shape(qk_norm=False, qkv_bias=True, family="qwen2"))
-    bias = torch.cat([block.attention.qkv.bias.clone() for block in model.blocks])
+    bias = torch.cat([block.mixer.part.qkv.bias.clone() for block in model.blocks])
     assert bias.abs().min() > 0
     x = draw(5, model.config.hidden_size)
-    before = model.blocks[0].attention.qkv(x)
+    before = model.blocks[0].mixer.part.qkv(x)
     quantize_int8(model)
-    layer = model.blocks[0].attention.qkv
+    layer = model.blocks[0].mixer.part.qkv
     assert isinstance(layer, Int8Linear)
-    assert torch.equal(torch.cat([each.attention.qkv.bias for each in model.blocks]), bias)
+    assert torch.equal(torch.cat([each.mixer.part.qkv.bias for each in model.blocks]), bias)
     torch.testing.assert_close(layer(x), before, rtol=0.05, atol=0.05)

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lmloop.model.attention import PackedRows
 from lmloop.model.checkpoint import save_model
 from lmloop.model.families import write_config
+from lmloop.model.rows import PackedRows
 from lmloop.model.transformer import Transformer
 
 from ..conftest import random_model, tiny_shape

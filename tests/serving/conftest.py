@@ -21,7 +21,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of a tiny random model with a tokenizer and a chat template."""
     from lmloop.model.checkpoint import save_model
-    from lmloop.model.config import DecoderConfig
+    from lmloop.model.config import ModelConfig
     from lmloop.model.init import initialise
     from lmloop.model.transformer import Transformer
     from lmloop.tokens.chat import DEFAULT_TEMPLATE
@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_tokenizer(
         [text] * 50, vocab_size=300, chat_template=DEFAULT_TEMPLATE, context_length=96
     )
-    config = DecoderConfig(
+    config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         num_layers=1,
         hidden_size=16,

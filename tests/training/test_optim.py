@@ -89,10 +89,10 @@ def test_the_first_step_of_muon_follows_the_polar_factor_of_each_part() -> None:
     grads = set_gradients(model, seed=1)
     make(model).step(0.5, clip=1e9)
     parts = {
-        "blocks.0.attention.qkv.weight": (32, 16, 16),
-        "blocks.0.attention.output.weight": (24,),
-        "blocks.0.feed_forward.gate_up.weight": (40, 40),
-        "blocks.0.feed_forward.down.weight": (24,),
+        "blocks.0.mixer.part.qkv.weight": (32, 16, 16),
+        "blocks.0.mixer.part.output.weight": (24,),
+        "blocks.0.feed_forward.part.up.weight": (40, 40),
+        "blocks.0.feed_forward.part.down.weight": (24,),
     }
     for name, rows in parts.items():
         change = (dict(model.named_parameters())[name] - before[name]).detach()
@@ -107,7 +107,7 @@ def test_the_first_step_of_muon_follows_the_polar_factor_of_each_part() -> None:
 def test_momentum_carries_the_direction_of_earlier_gradients_on() -> None:
     model = random_model(tiny_shape(num_layers=1))
     optimizer = make(model)
-    name = "blocks.0.attention.output.weight"
+    name = "blocks.0.mixer.part.output.weight"
     momentum = torch.zeros(24, 32)
     for seed in [1] * 20 + [2]:
         before = dict(model.named_parameters())[name].detach().clone()

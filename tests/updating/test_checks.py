@@ -159,17 +159,17 @@ def test_a_weight_that_is_no_number_is_named_with_its_layer(
 ) -> None:
     broken = copy_model(loaded)
     with torch.no_grad():
-        broken.transformer.blocks[1].attention.qkv.weight[2, 3:5] = value
+        broken.transformer.blocks[1].mixer.part.qkv.weight[2, 3:5] = value
     check = check_finite(broken, PROMPTS[0])
     assert not check.passed
-    told = "not finite: layer 1, attention.qkv.weight, has 2 weights that are no numbers"
+    told = "not finite: layer 1, mixer.part.qkv.weight, has 2 weights that are no numbers"
     assert check.reason == told
 
 
 def test_weights_that_overflow_are_named_by_the_first_layer_that_does(loaded: LoadedModel) -> None:
     broken = copy_model(loaded)
     with torch.no_grad():
-        broken.transformer.blocks[1].feed_forward.down.weight.fill_(3e38)
+        broken.transformer.blocks[1].feed_forward.part.down.weight.fill_(3e38)
     check = check_finite(broken, PROMPTS[0])
     assert not check.passed
     assert check.reason == "not finite: on a held-out text layer 1 gives what is no number"
@@ -197,8 +197,11 @@ def test_a_cache_that_forgets_is_found(
 ) -> None:
     attend = CacheView.attend
 
-    def forget(view: CacheView, layer: int, q: Any, k: Any, v: Any) -> torch.Tensor:
-        return attend(view, layer, q, k, torch.zeros_like(v) if len(q) < 3 else v)
+    def forget(
+        view: CacheView, layer: int, q: Any, k: Any, v: Any, *, scoring: Any, bias: Any
+    ) -> torch.Tensor:
+        lost = torch.zeros_like(v) if len(q) < 3 else v
+        return attend(view, layer, q, k, lost, scoring=scoring, bias=bias)
 
     monkeypatch.setattr(CacheView, "attend", forget)
     compared, wrong = compare_decoding(loaded, PROMPTS)

@@ -105,7 +105,7 @@ def randomise(model: Transformer) -> None:
 
 def break_layer(model: Transformer) -> None:
     with torch.no_grad():
-        model.blocks[1].feed_forward.down.weight[0, 0] = float("nan")
+        model.blocks[1].feed_forward.part.down.weight[0, 0] = float("nan")
 
 
 def deepen(model: Transformer) -> Transformer:
@@ -115,15 +115,19 @@ def deepen(model: Transformer) -> Transformer:
     initialise(deeper, seed=0)
     deeper.load_state_dict(model.state_dict(), strict=False)
     last = deeper.blocks[-1]
-    last.attention.output.weight.zero_()
-    last.feed_forward.down.weight.zero_()
+    last.mixer.part.output.weight.zero_()
+    last.feed_forward.part.down.weight.zero_()
     return deeper
 
 
 @pytest.mark.parametrize(
     ("change", "first", "told"),
     [
-        (break_layer, "finite", "not finite: layer 1, feed_forward.down.weight, has 1 weights"),
+        (
+            break_layer,
+            "finite",
+            "not finite: layer 1, feed_forward.part.down.weight, has 1 weights",
+        ),
         (deepen, "speed", "slower: processor time a token in one stream +50%"),
         (randomise, "general", "worse on general: "),
     ],

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 import torch
 
 from lmloop.model.checkpoint import save_model
-from lmloop.model.config import DecoderConfig
+from lmloop.model.config import ModelConfig
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.sections import ServeConfig
@@ -51,7 +51,7 @@ def save_checkpoint(folder: Path) -> None:
         chat_template=DEFAULT_TEMPLATE,
         context_length=CONTEXT_LENGTH,
     )
-    config = DecoderConfig(
+    config = ModelConfig(
         vocab_size=VOCAB_SIZE,
         num_layers=1,
         hidden_size=WIDTH,

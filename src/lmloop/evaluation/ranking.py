@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from lmloop.evaluation.metrics import Metric, bootstrap_ratio
 from lmloop.inference.load import LoadedModel
 from lmloop.inference.score import token_nats
+from lmloop.model.rows import MaskedRow
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress
 from lmloop.records import Conversation, Record, Turn
@@ -226,10 +226,9 @@ def score_replies(
         positions += range(len(context), len(context) + len(reply) - 1)
         branches += [branch] * (len(reply) - 1)
     targets = [token for reply in replies for token in reply]
-    view = _Branches(
-        _rounded(branches, fill=-1), _rounded(positions), dtype=model.embedding.weight.dtype
-    )
-    hidden = model.encode(_rounded(tokens), _rounded(positions), view)[_rounded(rows)]
+    places = _rounded(positions)
+    view = MaskedRow(_see_trunk_and_own(_rounded(branches, fill=-1), places), places)
+    hidden = model.encode(_rounded(tokens), places, view)[_rounded(rows)]
     nats = token_nats(model, hidden, _rounded(targets))[: len(targets)].double().numpy()
     ends = np.cumsum([len(reply) for reply in replies])[:-1]
     return np.array([-part.sum() for part in np.split(nats, ends)])
@@ -243,24 +242,10 @@ def _rounded(values: list[int], *, fill: int = 0) -> Tensor:
     return torch.tensor(values + [fill] * (-len(values) % SIZE_STEP))
 
 
-class _Branches:
-    """View of a trunk (branch 0) and branches that see the trunk and themselves."""
-
-    def __init__(self, branches: Tensor, positions: Tensor, *, dtype: torch.dtype) -> None:
-        """Both int64 [N]; `dtype` is the model's."""
-        own = branches[:, None] == branches[None, :]
-        earlier = positions[None, :] <= positions[:, None]
-        visible = ((branches == 0)[None, :] | own) & earlier
-        # Added to the scores. A Boolean mask would be turned into this in every layer.
-        self._mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [N, H, d], k and v [N, K, d]; gives [N, H, d]."""
-        q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-        attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=self._mask, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return attended[0].transpose(0, 1)
+def _see_trunk_and_own(branches: Tensor, positions: Tensor) -> Tensor:
+    """bool [N, N]: a token sees the trunk (branch 0) and its own branch, up to itself."""
+    own = branches[:, None] == branches
+    return ((branches == 0) | own) & (positions <= positions[:, None])
 
 
 def measure_ranking(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmloop.errors import TokenizerError
 from lmloop.model.checkpoint import load_model
-from lmloop.model.config import DecoderConfig
+from lmloop.model.config import ModelConfig
 from lmloop.model.gguf import open_gguf
 from lmloop.model.gguf_decoder import read_decoder
 from lmloop.model.hardware import fast_dtype
@@ -32,7 +32,7 @@ class LoadedModel:
     """Of the artifact, or "unversioned" for a folder without a manifest."""
 
     @property
-    def config(self) -> DecoderConfig:
+    def config(self) -> ModelConfig:
         """The model's shape."""
         return self.transformer.config
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmloop.model.attention import PackedRows
+from lmloop.model.rows import PackedRows
 from lmloop.model.transformer import Transformer
 
 TOKENS_AT_ONCE = 8192

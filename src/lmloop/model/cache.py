@@ -1,20 +1,27 @@
-"""Keys and values of running sequences, a slot each, and the view that one step has of them.
+"""What running sequences have computed, a slot each, and the view that one step has of it.
 
-Takes: chunks (a slot, where its new tokens start, how many). Gives: attention of the new tokens
-over everything their slot holds. Axes: N new tokens, H query heads, K key heads, S positions,
-d width of a head.
+Every layer keeps what its mixer needs: attention keys and values of each token, recurrent layers
+and convolutions a state of fixed size, cross-attention the keys and values of the source. Takes:
+chunks (a slot, where its new tokens start, how many). Gives: a `View` of the new tokens. Axes: N
+new tokens, H query heads, K key heads, S positions, d width of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lmloop.model.config import DecoderConfig
+from lmloop.model.config import ModelConfig
+from lmloop.model.mixers import state_size
+from lmloop.model.scores import Scoring, attend, make_mask
+from lmloop.model.views import Bias, ReadSource, SequenceMixer
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,68 +39,187 @@ class Chunk:
         return self.start + self.count
 
 
+class KeysValues:
+    """Keys and values [slots, K, S, d] of one layer."""
+
+    def __init__(self, config: ModelConfig, *, slots: int, length: int, dtype: torch.dtype) -> None:
+        shape = (slots, config.num_kv_heads, length, config.head_dim)
+        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+
+    def tensors(self) -> list[Tensor]:
+        """All that is kept, slots first."""
+        return [self.keys, self.values]
+
+
+class States:
+    """The state [slots, S] of one layer."""
+
+    def __init__(self, size: int, *, slots: int, dtype: torch.dtype) -> None:
+        self.states = torch.zeros(slots, size, dtype=dtype)
+
+    def tensors(self) -> list[Tensor]:
+        """All that is kept, slots first."""
+        return [self.states]
+
+
 class SlotCache:
-    """Room for `slots` sequences of `length` tokens each."""
+    """Room for `slots` sequences of `length` tokens each, and sources of `source_length`."""
 
     def __init__(
-        self, config: DecoderConfig, *, slots: int, length: int, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        *,
+        slots: int,
+        length: int,
+        dtype: torch.dtype,
+        source_length: int | None = None,
     ) -> None:
-        shape = (config.num_layers, slots, config.num_kv_heads, length, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype)
-        self.values = torch.zeros(shape, dtype=dtype)
+        self.layers: list[KeysValues | States] = []
+        for layer in range(config.num_layers):
+            size = state_size(config, layer=layer)
+            self.layers.append(
+                States(size, slots=slots, dtype=dtype)
+                if size
+                else KeysValues(config, slots=slots, length=length, dtype=dtype)
+            )
+        self.sources: list[KeysValues] = []
+        if config.encoder is not None:
+            longest = source_length or config.encoder.context_length
+            self.sources = [
+                KeysValues(config, slots=slots, length=longest, dtype=dtype)
+                for _ in range(config.num_layers)
+            ]
+        self.source_lengths = torch.zeros(slots, dtype=torch.int64)
 
-    def view(self, chunks: Sequence[Chunk]) -> CacheView:
-        """The view for one forward over the tokens of `chunks`, laid end to end."""
-        return CacheView(self, chunks)
+    def view(
+        self, chunks: Sequence[Chunk], *, sources: Mapping[int, Tensor] | None = None
+    ) -> CacheView:
+        """The view for one forward over the tokens of `chunks`, laid end to end.
+
+        `sources` are the encoder's states [M, E] of the slots whose sequence begins.
+        """
+        return CacheView(self, chunks, sources or {})
+
+    def fork(self, slot: int, *, into: int) -> None:
+        """Let another slot go on from where this one is: beams, several answers to one prompt."""
+        for store in (*self.layers, *self.sources):
+            for tensor in store.tensors():
+                tensor[into] = tensor[slot]
+        self.source_lengths[into] = self.source_lengths[slot]
 
 
 class CacheView:
-    """One step's access to a `SlotCache`; an `AttentionView`."""
+    """One step's access to a `SlotCache`; a `View`."""
 
-    def __init__(self, cache: SlotCache, chunks: Sequence[Chunk]) -> None:
-        self._cache = cache
+    def __init__(
+        self, cache: SlotCache, chunks: Sequence[Chunk], sources: Mapping[int, Tensor]
+    ) -> None:
+        self._cache, self._sources = cache, sources
         self._slots = torch.tensor([c.slot for c in chunks for _ in range(c.count)])
         self.positions = torch.cat([torch.arange(c.start, c.stop) for c in chunks])
         """Position of each new token, int64 [N]."""
         starts = torch.tensor([0] + [c.count for c in chunks]).cumsum(0).tolist()
-        self._long = [(c, starts[i]) for i, c in enumerate(chunks) if c.count > 1]
+        self._groups: list[_Group] = []
         # Sequences with a single new token attend together: that is batched decoding.
         single = [starts[i] for i, c in enumerate(chunks) if c.count == 1]
-        self._rows = torch.tensor(single, dtype=torch.int64)
         if single:
-            seen = self.positions[self._rows] + 1
-            self._reach = int(seen.max())
-            self._visible = torch.arange(self._reach) < seen[:, None, None, None]
+            rows = torch.tensor(single)
+            self._groups.append(_Group(rows, self._slots[rows], self.positions[rows, None]))
+        for i, chunk in enumerate(chunks):
+            if chunk.count > 1:
+                rows = torch.arange(starts[i], starts[i] + chunk.count)
+                slot = torch.tensor([chunk.slot])
+                self._groups.append(_Group(rows, slot, self.positions[rows][None]))
+        for begun, states in sources.items():
+            cache.source_lengths[begun] = len(states)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scoring: Scoring, bias: Bias | None
+    ) -> Tensor:
         """q [N, H, d], k and v [N, K, d]; gives [N, H, d]."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._slots, :, self.positions] = k
-        values[self._slots, :, self.positions] = v
+        store = self._cache.layers[layer]
+        assert isinstance(store, KeysValues)
+        store.keys[self._slots, :, self.positions] = k
+        store.values[self._slots, :, self.positions] = v
         output = torch.empty_like(q)
-        if len(self._rows):
-            slots = self._slots[self._rows]
-            output[self._rows] = _attend(
-                q[self._rows, :, None],
-                keys[slots, :, : self._reach],
-                values[slots, :, : self._reach],
-                visible=self._visible,
-            )[:, :, 0]
-        for chunk, first in self._long:
-            rows = slice(first, first + chunk.count)
-            visible = torch.arange(chunk.stop) <= self.positions[rows, None]
-            attended = _attend(
-                q[rows].transpose(0, 1)[None],
-                keys[None, chunk.slot, :, : chunk.stop],
-                values[None, chunk.slot, :, : chunk.stop],
-                visible=visible[None, None],
+        for group in self._groups:
+            output[group.rows] = group.gather(
+                attend(
+                    group.spread(q),
+                    group.read(store.keys, group.reach),
+                    group.read(store.values, group.reach),
+                    scoring=scoring,
+                    mask=group.mask(scoring.window, bias, dtype=q.dtype),
+                )
             )
-            output[rows] = attended[0].transpose(0, 1)
+        return output
+
+    def attend_source(self, layer: int, q: Tensor, read: ReadSource, *, scoring: Scoring) -> Tensor:
+        """q [N, H, d] over the source of each slot; gives [N, H, d]."""
+        store, lengths = self._cache.sources[layer], self._cache.source_lengths
+        for slot, states in self._sources.items():
+            keys, values = read(states)
+            store.keys[slot, :, : len(states)] = keys.transpose(0, 1)
+            store.values[slot, :, : len(states)] = values.transpose(0, 1)
+        output = torch.empty_like(q)
+        for group in self._groups:
+            longest = int(lengths[group.slots].max())
+            hidden = torch.arange(longest) >= lengths[group.slots, None, None, None]
+            mask = make_mask(hidden, dtype=q.dtype)
+            output[group.rows] = group.gather(
+                attend(
+                    group.spread(q),
+                    group.read(store.keys, longest),
+                    group.read(store.values, longest),
+                    scoring=scoring,
+                    mask=mask,
+                )
+            )
+        return output
+
+    def run(self, mixer: SequenceMixer, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """Each sequence goes on from its state; where it begins, from zeros."""
+        store = self._cache.layers[mixer.layer]
+        assert isinstance(store, States)
+        output = torch.empty_like(x)
+        for group in self._groups:
+            begun = group.positions[:, :1] > 0
+            before = torch.where(begun, store.states[group.slots], store.states.new_zeros(()))
+            y, after = mixer.run(x[group.rows].view(*group.positions.shape, -1), before)
+            store.states[group.slots] = after
+            output[group.rows] = y.flatten(0, 1)
         return output
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, visible: Tensor) -> Tensor:
-    """q [n, H, T, d], k and v [n, K, S, d], visible [n, 1, T, S] -> [n, H, T, d]."""
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1]
-    )
+class _Group:
+    """Rows that run as one batch: n sequences with one token, or one sequence with many."""
+
+    def __init__(self, rows: Tensor, slots: Tensor, positions: Tensor) -> None:
+        self.rows, self.slots, self.positions = rows, slots, positions  # [n·T], [n], [n, T]
+        self.reach = int(positions.max()) + 1
+        self._masks: dict[int | None, Tensor] = {}
+
+    def spread(self, heads: Tensor) -> Tensor:
+        """[N, H, d] -> [n, H, T, d]."""
+        chosen = heads[self.rows]
+        return chosen.view(*self.positions.shape, *heads.shape[1:]).transpose(1, 2)
+
+    def gather(self, heads: Tensor) -> Tensor:
+        """[n, H, T, d] -> [n·T, H, d]."""
+        return heads.transpose(1, 2).flatten(0, 1)
+
+    def read(self, kept: Tensor, length: int) -> Tensor:
+        """[slots, K, S, d] -> [n, K, length, d], of one sequence without a copy."""
+        if len(self.slots) == 1:
+            return kept[int(self.slots), :, :length][None]
+        return kept[self.slots, :, :length]
+
+    def mask(self, window: int | None, bias: Bias | None, *, dtype: torch.dtype) -> Tensor:
+        """What is added to scores, [n, h, T, reach]; made once for all layers with this window."""
+        if window not in self._masks:
+            # How far each kept token lies before each new one.
+            distance = self.positions[:, :, None] - torch.arange(self.reach)
+            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+            added = None if bias is None else bias(distance)
+            self._masks[window] = make_mask(hidden[:, None], dtype=dtype, bias=added)
+        return self._masks[window]

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmloop.errors import ArtifactError
-from lmloop.model.config import DecoderConfig
-from lmloop.model.families import read_config, their_names, write_config
+from lmloop.model.config import ModelConfig
+from lmloop.model.families import family_of, read_config, write_config
+from lmloop.model.family import Family
+from lmloop.model.names import fused_rows, stack_of, tied_names
 from lmloop.model.quantized import empty_int8, pack_int8, unpack_int8
 from lmloop.model.transformer import Transformer
 
@@ -49,14 +51,7 @@ _INT8 = {
 
 def save_model(model: Transformer, folder: Path, *, stop_id: int, document_id: int) -> None:
     """Write the model's three files into `folder`, weights in the dtype that they have."""
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if name == "head.weight" and model.config.tie_embeddings:
-            continue
-        theirs = their_names(name)
-        pieces = tensor.split(_rows(model.config, tensor, pieces=len(theirs)))
-        for their_name, piece in zip(theirs, pieces, strict=True):
-            tensors[their_name] = _shape_out(their_name, piece).contiguous().clone()
+    tensors = take_apart(model)
     save_file(_pack(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     config = write_config(model.config, stop_id=stop_id, pad_id=document_id, dtype=dtype)
@@ -65,6 +60,16 @@ def save_model(model: Transformer, folder: Path, *, stop_id: int, document_id: i
     _write_json(folder / CONFIG, config)
     generation = {"eos_token_id": [stop_id, document_id], "pad_token_id": document_id}
     _write_json(folder / "generation_config.json", generation)
+
+
+def take_apart(model: Transformer) -> dict[str, Tensor]:
+    """A model's tensors by the names of its family; raise `ArtifactError` where it has none."""
+    family, tied = family_of(model.config), tied_names(model.config)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name not in tied:
+            tensors |= _take_apart(name, tensor, model.config, family)
+    return tensors
 
 
 def load_model(folder: str | Path, *, dtype: torch.dtype | None = None) -> Transformer:
@@ -79,7 +84,7 @@ def load_model(folder: str | Path, *, dtype: torch.dtype | None = None) -> Trans
 
 
 def assemble(
-    config: DecoderConfig,
+    config: ModelConfig,
     theirs: dict[str, Tensor],
     *,
     path: Path,
@@ -93,25 +98,25 @@ def assemble(
         model = Transformer(config)
         if config.int8:
             empty_int8(model)
-    if config.tie_embeddings:  # some folders hold the same matrix twice
-        theirs.pop("lm_head.weight", None)
+    family, tied = family_of(config), tied_names(config)
+    for name in tied:  # some folders hold the same matrix several times
+        for theirs_too in family.names_of(name, config):
+            theirs.pop(theirs_too, None)
     state = {}
     for name, expected in model.state_dict().items():
-        if name == "head.weight" and config.tie_embeddings:
-            continue
-        try:
-            pieces = {their: theirs.pop(their) for their in their_names(name)}
-        except KeyError as error:
-            raise ArtifactError(f"{path} lacks the tensor {error}") from None
-        tensor = _join(pieces, expected, config, path=path)
-        state[name] = tensor if dtype is None or tensor.dtype == torch.int8 else tensor.to(dtype)
-    if theirs:
-        raise ArtifactError(f"{path} holds tensors that are not known: {sorted(theirs)[:5]}")
-    if config.tie_embeddings:
-        state["head.weight"] = state["embedding.weight"]
+        if name not in tied:
+            tensor = _join(name, expected, theirs, config, family, path=path)
+            kept = dtype is None or not tensor.is_floating_point()
+            state[name] = tensor if kept else tensor.to(dtype)
+    unknown = [name for name in theirs if not name.startswith(tuple(family.ignored))]
+    if unknown:
+        raise ArtifactError(f"{path} holds tensors that are not known: {sorted(unknown)[:5]}")
+    state |= {name: state[other] for name, other in tied.items()}
     model.load_state_dict(state, assign=True)
-    if config.tie_embeddings:
+    if "head.weight" in tied and model.head is not None:
         model.head.weight = model.embedding.weight
+    if "encoder.embedding.weight" in tied and model.encoder is not None:
+        model.encoder.embedding = model.embedding
     return model.eval()
 
 
@@ -156,7 +161,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise ArtifactError(f"{path} cannot be read: {error}") from error
 
 
-def load_config(folder: Path) -> DecoderConfig:
+def load_config(folder: Path) -> ModelConfig:
     """Read `config.json`; raise `ArtifactError` where it is missing, damaged or unknown."""
     try:
         return read_config(json.loads((folder / CONFIG).read_text("utf-8")))
@@ -166,26 +171,66 @@ def load_config(folder: Path) -> DecoderConfig:
         raise ArtifactError(f"{folder / CONFIG} is damaged: {error!r}") from error
 
 
-def _rows(config: DecoderConfig, tensor: Tensor, *, pieces: int) -> list[int]:
-    """Rows of each piece of a tensor: queries, keys and values; gate and up; or the whole."""
-    return list(config.qkv_rows) if pieces == 3 else [len(tensor) // pieces] * pieces
+def _take_apart(
+    name: str, tensor: Tensor, config: ModelConfig, family: Family
+) -> dict[str, Tensor]:
+    """The tensors of theirs that one of ours becomes."""
+    names, change = family.names_of(name, config), family.change_of(name)
+    parts = _split(name, tensor, config, pieces=len(names))
+    changed = (
+        parts if change is None else [change.write(each, stack_of(config, name)) for each in parts]
+    )
+    return {
+        their_name: _shape_out(their_name, each).contiguous().clone()
+        for their_name, each in zip(names, changed, strict=True)
+        if not their_name.endswith(tuple(family.absent))
+    }
+
+
+def _split(name: str, tensor: Tensor, config: ModelConfig, *, pieces: int) -> list[Tensor]:
+    """The parts of a tensor, as many as others have names for."""
+    if pieces == 1:
+        return [tensor]
+    if tensor.dim() == 3:  # experts behind each other, and each in as many parts
+        return list(tensor.flatten(0, 1).chunk(pieces))
+    return list(torch.split(tensor, fused_rows(config, name, len(tensor))))
 
 
 def _join(
-    pieces: Mapping[str, Tensor], expected: Tensor, config: DecoderConfig, *, path: Path
+    name: str,
+    expected: Tensor,
+    theirs: dict[str, Tensor],
+    config: ModelConfig,
+    family: Family,
+    *,
+    path: Path,
 ) -> Tensor:
-    """One tensor of ours from theirs; raise `ArtifactError` where shape or type is another."""
+    """One tensor of ours, of theirs that are used up.
+
+    Raises `ArtifactError` where one is missing or has another shape or type.
+    """
     parts = []
-    wanted = torch.split(expected, _rows(config, expected, pieces=len(pieces)))
-    for (their_name, piece), own in zip(pieces.items(), wanted, strict=True):
-        part = _shape_in(their_name, piece)
+    names, change = family.names_of(name, config), family.change_of(name)
+    for their_name, own in zip(
+        names, _split(name, expected, config, pieces=len(names)), strict=True
+    ):
+        if their_name not in theirs and their_name.endswith(tuple(family.absent)):
+            like = next(tensor for tensor in theirs.values() if tensor.is_floating_point())
+            parts.append(torch.zeros(own.shape, dtype=like.dtype))
+            continue
+        try:
+            given = theirs.pop(their_name)
+        except KeyError as error:
+            raise ArtifactError(f"{path} lacks the tensor {error}") from None
+        part = _shape_in(their_name, given)
+        part = part if change is None else change.read(part, stack_of(config, name))
         if part.shape != own.shape or (part.dtype == torch.int8) != (own.dtype == torch.int8):
             raise ArtifactError(
-                f"{path}: {their_name} is {part.dtype} {list(part.shape)}, "
+                f"{path}: {their_name} is {given.dtype} {list(given.shape)}, "
                 f"{CONFIG} says {own.dtype} {list(own.shape)}"
             )
         parts.append(part)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts).view(expected.shape)
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,14 +1,14 @@
 """What a decoder costs, before it exists: parameters, arithmetic and bytes as pure functions.
 
-Takes: a `DecoderConfig` and sizes. Gives: numbers. Arithmetic counts a multiply-add as two.
+Takes: a `ModelConfig` and sizes. Gives: numbers. Arithmetic counts a multiply-add as two.
 """
 
 from __future__ import annotations
 
-from lmloop.model.config import DecoderConfig
+from lmloop.model.config import ModelConfig
 
 
-def count_parameters(config: DecoderConfig) -> int:
+def count_parameters(config: ModelConfig) -> int:
     """Parameters, a tied head counted once."""
     attention = config.hidden_size * (sum(config.qkv_rows) + config.qkv_rows[0])
     feed_forward = 3 * config.hidden_size * config.intermediate_size
@@ -19,7 +19,7 @@ def count_parameters(config: DecoderConfig) -> int:
     return layers + embeddings + config.hidden_size
 
 
-def training_flops_per_token(config: DecoderConfig, *, row_tokens: int) -> float:
+def training_flops_per_token(config: ModelConfig, *, row_tokens: int) -> float:
     """Forward and backward of one token in a row of `row_tokens`: 6·N + 12·L·(H·d)·T.
 
     Source: Kaplan et al. 2020, section 2.1, with attention counted over the whole row.
@@ -28,7 +28,7 @@ def training_flops_per_token(config: DecoderConfig, *, row_tokens: int) -> float
     return 6 * count_parameters(config) + attention
 
 
-def training_bytes(config: DecoderConfig, *, batch_tokens: int, row_tokens: int) -> dict[str, int]:
+def training_bytes(config: ModelConfig, *, batch_tokens: int, row_tokens: int) -> dict[str, int]:
     """Bytes of a training step in bfloat16 with fp32 masters, a part each."""
     parameters = count_parameters(config)
     per_token = 2 * (
@@ -46,6 +46,6 @@ def training_bytes(config: DecoderConfig, *, batch_tokens: int, row_tokens: int)
     }
 
 
-def cache_bytes_per_token(config: DecoderConfig, *, element_bytes: int = 2) -> int:
+def cache_bytes_per_token(config: ModelConfig, *, element_bytes: int = 2) -> int:
     """Bytes of keys and values that one token keeps in the cache."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * element_bytes

@@ -1,135 +1,56 @@
-"""The families of decoders whose checkpoints are read and written, and how each spells them.
+"""The families whose checkpoints are read and written: their `config.json` and our shape.
 
-Takes: a `config.json` as data. Gives: a `DecoderConfig`, and back; and the names of its tensors.
-A family is a row of `FAMILIES`: what its shape fixes, and which entries may have one value only. An
-entry that nobody here knows is an error: it could change what the model computes.
+Takes: a `config.json` as data. Gives: a `ModelConfig`, and back. An entry that nobody here knows is
+an error: it could change what the model computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from lmloop.errors import ArtifactError
-from lmloop.model.config import DecoderConfig
-from lmloop.model.rotary import RopeScaling
+from lmloop.model.config import ModelConfig
+from lmloop.model.decoders import DECODERS
+from lmloop.model.family import Data, Family, Stack
+from lmloop.model.rope_entries import ROPE_ENTRIES
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """What the checkpoints of one `model_type` have in common."""
-
-    architecture: str
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Entries that change the computation, with the one value that is computed here."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What else is written, because other programs ask for it."""
-
-
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family(
-        architecture="LlamaForCausalLM",
-        fixed={"attention_bias": False, "mlp_bias": False, "rope_interleaved": False},
-        settings={"attention_bias": False, "mlp_bias": False},
-    ),
-    "mistral": Family(
-        architecture="MistralForCausalLM",
-        fixed={"sliding_window": None},
-        settings={"sliding_window": None},
-    ),
-    "qwen2": Family(
-        architecture="Qwen2ForCausalLM",
-        qkv_bias=True,
-        fixed={"use_sliding_window": False},
-        settings={"use_sliding_window": False},
-    ),
-    "qwen3": Family(
-        architecture="Qwen3ForCausalLM",
-        qk_norm=True,
-        fixed={"attention_bias": False, "use_sliding_window": False},
-        settings={"attention_bias": False, "use_sliding_window": False},
-    ),
-}
-OUTER: Mapping[str, tuple[str, ...]] = {
-    "embedding.": ("model.embed_tokens.",),
-    "norm.": ("model.norm.",),
-    "head.": ("lm_head.",),
-}
-"""Tensors outside the blocks: the beginning of our name, and of theirs in the order of the rows."""
-INNER: Mapping[str, tuple[str, ...]] = {
-    "attention_norm.": ("input_layernorm.",),
-    "attention.qkv.": ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."),
-    "attention.output.": ("self_attn.o_proj.",),
-    "attention.q_norm": ("self_attn.q_norm.weight",),
-    "attention.k_norm": ("self_attn.k_norm.weight",),
-    "feed_forward_norm.": ("post_attention_layernorm.",),
-    "feed_forward.gate_up.": ("mlp.gate_proj.", "mlp.up_proj."),
-    "feed_forward.down.": ("mlp.down_proj.",),
-}
-"""Tensors of a block."""
-
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "context_length": "max_position_embeddings",
-}
-"""Whole numbers that every config has: our name, and theirs."""
-_FIXED: Mapping[str, Any] = {"hidden_act": "silu", "pretraining_tp": 1}
-_READ = {
-    *_SIZES.values(),
-    *("model_type", "head_dim", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings"),
-    *("rope_theta", "rope_parameters", "rope_scaling", "layer_types", "quantization_config"),
+FAMILIES: Mapping[str, Family] = {**DECODERS}
+_COMMON = {
+    *("model_type", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
+    *("layer_types", "quantization_config", *ROPE_ENTRIES),
 }
 _HARMLESS = {
     *("architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype"),
     *("use_cache", "initializer_range", "attention_dropout", "transformers_version"),
-    *(
-        "sliding_window",
-        "max_window_layers",
-        "is_llama_config",
-        "_name_or_path",
-        "transformers.js_config",
-    ),
+    *("_name_or_path", "transformers.js_config", "decoder_start_token_id"),
     *("chunk_size_feed_forward", "output_attentions", "output_hidden_states", "return_dict"),
     *("id2label", "label2id", "problem_type", "is_encoder_decoder", "unsloth_fixed"),
 }
-"""Entries that change nothing about what the model computes (a window only where it is in use)."""
+"""Entries that change nothing about what the model computes."""
 
 
-def their_names(name: str) -> tuple[str, ...]:
-    """Their names of the tensor that we call `name`, in the order of its rows."""
-    if name.startswith("blocks."):
-        _, layer, rest = name.split(".", 2)
-        prefix, table = f"model.layers.{layer}.", INNER
-    else:
-        prefix, table, rest = "", OUTER, name
-    ours = next(key for key in table if rest.startswith(key))
-    rest = rest.removeprefix(ours)
-    rest = "weight_scale" if rest == "scale" else rest
-    return tuple(prefix + theirs + rest for theirs in table[ours])
+def family_of(config: ModelConfig) -> Family:
+    """The row of a shape's family; raise `ArtifactError` where it belongs to none."""
+    try:
+        return FAMILIES[config.family]
+    except KeyError:
+        raise ArtifactError(
+            f"a model of family {config.family!r} has no place in Hugging Face's layout: known "
+            f"here are {', '.join(map(repr, FAMILIES))}"
+        ) from None
 
 
-def write_config(config: DecoderConfig, *, stop_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
+def write_config(config: ModelConfig, *, stop_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
     """The `config.json` that transformers, vLLM and the GGUF converter read."""
-    family = FAMILIES[config.family]
+    family = family_of(config)
+    bare = config.head == "none" and family.bare is not None
     return {
-        "architectures": [family.architecture],
+        "architectures": [family.bare if bare else family.architecture],
         "model_type": config.family,
-        **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": _write_rope(config),
-        "rms_norm_eps": config.norm_epsilon,
+        **(_write_stack(family.encoder, config.encoder) if config.encoder else {}),
+        **_write_stack(family.stack, config),
         "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": "silu",
-        "attention_dropout": 0.0,
         **family.settings,
         "bos_token_id": None,
         "eos_token_id": stop_id,
@@ -139,7 +60,15 @@ def write_config(config: DecoderConfig, *, stop_id: int, pad_id: int, dtype: str
     }
 
 
-def read_config(data: Mapping[str, Any]) -> DecoderConfig:
+def _write_stack(stack: Stack | None, config: ModelConfig) -> dict[str, Any]:
+    if stack is None:
+        return {}
+    entries = {**stack.sizes, **stack.values}
+    told = {theirs: getattr(config, ours) for ours, theirs in entries.items()}
+    return told if stack.write is None else told | stack.write(config)
+
+
+def read_config(data: Data) -> ModelConfig:
     """The shape that a `config.json` tells.
 
     Raises `ArtifactError` for a family or an entry that is not known here, `KeyError`, `TypeError`
@@ -152,40 +81,42 @@ def read_config(data: Mapping[str, Any]) -> DecoderConfig:
         )
     family = FAMILIES[name]
     _check_entries(data, family)
-    sizes = {ours: _size(data, theirs) for ours, theirs in _SIZES.items()}
-    heads = sizes["num_heads"]
-    theta, scaling = _read_rope(data, context_length=sizes["context_length"])
-    return DecoderConfig(
-        **sizes,
-        num_kv_heads=heads
-        if _absent(data, "num_key_value_heads")
-        else _size(data, "num_key_value_heads"),
-        head_dim=sizes["hidden_size"] // heads
-        if _absent(data, "head_dim")
-        else _size(data, "head_dim"),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        norm_epsilon=data["rms_norm_eps"],
-        qk_norm=family.qk_norm,
-        qkv_bias=family.qkv_bias,
-        tie_embeddings=bool(data.get("tie_word_embeddings", False)),
-        int8=_is_int8(data.get("quantization_config")),
-        family=name,
-    )
+    shape = _read_stack(family.stack, data)
+    if family.encoder is not None:
+        encoder = {"causal": False, "head": "none", **_read_stack(family.encoder, data)}
+        shape["encoder"] = ModelConfig(**encoder, family=name)
+    if family.bare is not None and data.get("architectures") == [family.bare]:
+        shape["head"] = "none"
+    shape.setdefault("tie_embeddings", bool(data.get("tie_word_embeddings", family.tied)))
+    return ModelConfig(**shape, int8=_is_int8(data.get("quantization_config")), family=name)
 
 
-def _check_entries(data: Mapping[str, Any], family: Family) -> None:
+def _read_stack(stack: Stack, data: Data) -> dict[str, Any]:
+    shape = dict(stack.shape)
+    shape |= {ours: _size(data, theirs) for ours, theirs in stack.sizes.items()}
+    shape |= {ours: data[theirs] for ours, theirs in stack.values.items()}
+    if stack.read is not None:
+        shape |= stack.read(data, shape)
+    for name in ("num_kv_heads", "head_dim"):
+        _require_size(name, shape[name])
+    return shape
+
+
+def _check_entries(data: Data, family: Family) -> None:
     """Raise `ArtifactError` for an entry whose value or name is not known."""
-    fixed = {**_FIXED, **family.fixed}
-    for name, known in fixed.items():
+    for name, known in family.fixed.items():
         if data.get(name, known) != known:
             raise ArtifactError(f"{name} {data[name]!r} cannot be opened: known here is {known!r}")
-    kinds = set(data.get("layer_types") or ()) - {"full_attention"}
+    kinds = set(data.get("layer_types") or ()) - set(family.layer_types)
     if kinds:
         raise ArtifactError(
-            f"layer_types {sorted(kinds)} cannot be opened: known here is 'full_attention'"
+            f"layer_types {sorted(kinds)} cannot be opened: known here are "
+            f"{', '.join(map(repr, family.layer_types))}"
         )
-    unknown = sorted(set(data) - _READ - _HARMLESS - set(fixed))
+    stacks = [family.stack] if family.encoder is None else [family.stack, family.encoder]
+    read = {each for stack in stacks for each in (*stack.sizes.values(), *stack.values.values())}
+    known = _COMMON | _HARMLESS | read | {*family.fixed, *family.harmless, *family.read}
+    unknown = sorted(set(data) - known)
     if unknown:
         raise ArtifactError(
             f"entries {unknown[:5]} of a {data['model_type']} are not known here and could change "
@@ -193,66 +124,14 @@ def _check_entries(data: Mapping[str, Any], family: Family) -> None:
         )
 
 
-def _absent(data: Mapping[str, Any], name: str) -> bool:
-    return data.get(name) is None
+def _size(data: Data, name: str) -> int:
+    return _require_size(name, data[name])
 
 
-def _size(data: Mapping[str, Any], name: str) -> int:
-    if type(data[name]) is not int or data[name] < 1:
-        raise ValueError(f"{name} is {data[name]!r}, no positive whole number")
-    return int(data[name])
-
-
-def _write_rope(config: DecoderConfig) -> dict[str, Any]:
-    scaling = config.rope_scaling
-    told: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if scaling is None:
-        return told
-    told |= {"rope_type": scaling.kind, "factor": scaling.factor}
-    low, high = _TURNS[scaling.kind]
-    if low:
-        told |= {low: scaling.low, high: scaling.high}
-        told["original_max_position_embeddings"] = scaling.original_length
-    if scaling.attention_factor is not None:
-        told["attention_factor"] = scaling.attention_factor
-    return told
-
-
-_TURNS = {
-    "linear": ("", ""),
-    "llama3": ("low_freq_factor", "high_freq_factor"),
-    "yarn": ("beta_slow", "beta_fast"),
-}
-"""What each scaling calls the turns below and above which it scales in full or not at all."""
-_YARN = {"beta_slow": 1.0, "beta_fast": 32.0}
-"""Where a config does not say (YaRN, section 3.2)."""
-
-
-def _read_rope(data: Mapping[str, Any], *, context_length: int) -> tuple[float, RopeScaling | None]:
-    """Base and scaling; older configs have the base beside the scaling, newer ones within."""
-    told = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    theta = float(told.get("rope_theta", data.get("rope_theta", 10_000.0)))
-    kind = told.get("rope_type", told.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    known = {"rope_type", "type", "rope_theta", "factor", "attention_factor"}
-    known |= {"original_max_position_embeddings", *_TURNS.get(kind, ())}
-    if kind not in _TURNS or set(told) - known:
-        raise ArtifactError(
-            f"rope_type {kind!r} with {sorted(set(told) - known)} cannot be opened: known here are "
-            f"'default', {', '.join(map(repr, _TURNS))}"
-        )
-    low, high = _TURNS[kind]
-    return theta, RopeScaling(
-        kind=kind,
-        factor=float(told["factor"]),
-        original_length=int(told.get("original_max_position_embeddings") or context_length)
-        if low
-        else 0,
-        low=float((_YARN | dict(told))[low]) if low else 1.0,
-        high=float((_YARN | dict(told))[high]) if low else 4.0,
-        attention_factor=told.get("attention_factor"),
-    )
+def _require_size(name: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} is {value!r}, no positive whole number")
+    return value
 
 
 def _is_int8(quantization: Mapping[str, Any] | None) -> bool:

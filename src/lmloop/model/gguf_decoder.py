@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmloop.errors import ArtifactError
 from lmloop.model.checkpoint import assemble
-from lmloop.model.config import DecoderConfig
+from lmloop.model.config import ModelConfig
 from lmloop.model.families import FAMILIES
 from lmloop.model.gguf import GgufFile
 from lmloop.model.transformer import Transformer
@@ -60,7 +60,7 @@ def read_decoder(file: GgufFile, *, dtype: torch.dtype = torch.float32) -> Trans
     return assemble(config, tensors, path=file.path, dtype=dtype)
 
 
-def read_shape(file: GgufFile) -> DecoderConfig:
+def read_shape(file: GgufFile) -> ModelConfig:
     """What the metadata says of the model; `ArtifactError` where an entry is missing or unknown."""
     family = file.metadata.get("general.architecture")
     if not isinstance(family, str) or family not in ARCHITECTURES:
@@ -70,19 +70,17 @@ def read_shape(file: GgufFile) -> DecoderConfig:
         )
     told = _Told(file, family)
     _check_rotation(told, file)
-    sizes = {ours: told.size(theirs) for ours, theirs in _SIZES.items()}
+    sizes: dict[str, Any] = {ours: told.size(theirs) for ours, theirs in _SIZES.items()}
     heads = sizes["num_heads"]
     embedding = file.tensors.get("token_embd.weight")
-    return DecoderConfig(
-        **sizes,
+    return ModelConfig(
+        **{**FAMILIES[family].stack.shape, **sizes},
         vocab_size=embedding.shape[0] if embedding is not None else 1,
         num_kv_heads=told.size("attention.head_count_kv", absent=heads),
         head_dim=told.size("attention.key_length", absent=sizes["hidden_size"] // heads),
         rope_theta=told.number("rope.freq_base", absent=10_000.0),
         rope_scaling=None,
         norm_epsilon=_shorten(told.number("attention.layer_norm_rms_epsilon")),
-        qk_norm=FAMILIES[family].qk_norm,
-        qkv_bias=FAMILIES[family].qkv_bias,
         tie_embeddings="output.weight" not in file.tensors,
         int8=False,
         family=family,
@@ -152,7 +150,7 @@ def _their_name(name: str) -> str:
     return f"{prefix}{table[stem]}.{kind}" if stem in table else name
 
 
-def _order_rows(tensor: Tensor, name: str, config: DecoderConfig) -> Tensor:
+def _order_rows(tensor: Tensor, name: str, config: ModelConfig) -> Tensor:
     """Queries and keys with the rows of each head as two halves instead of as pairs."""
     stem = name.split(".")[-2] if "." in name else ""
     if config.family not in _PERMUTED or stem not in ("attn_q", "attn_k"):

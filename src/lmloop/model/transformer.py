@@ -1,57 +1,144 @@
-"""The decoder: embed, pass the blocks, normalise, project.
+"""The model: embed, pass the blocks, normalise, project.
 
 Takes: packed tokens [N] with their positions and a view that says who sees whom; or plain [B, T].
-Gives: hidden states [N, D] or logits. Training, generation and scoring use this one forward.
+Gives: hidden states [N, D] or logits. Training, generation and scoring use this one forward;
+decoder, encoder and encoder-decoder are this one class. Axes: N tokens, B rows, T places, D width,
+V vocabulary, F mel bins.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmloop.model.attention import AttentionView, PackedRows
-from lmloop.model.block import Block, RMSNorm
-from lmloop.model.config import DecoderConfig
-from lmloop.model.rotary import rotary_angles, rotary_frequencies
+from lmloop.model.block import Block
+from lmloop.model.config import ModelConfig
+from lmloop.model.embedding import AudioStem, HeadTransform, InputLayer
+from lmloop.model.norms import make_norm
+from lmloop.model.positions import RelativeBias, Rotary
+from lmloop.model.rows import PackedRows, Source
+from lmloop.model.views import Place, View
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 class Transformer(nn.Module):
-    """A decoder of Llama's or Qwen's shape."""
+    """A stack of blocks; with `config.encoder`, another one before it whose states it looks at."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: ModelConfig, *, embedding: nn.Embedding | None = None) -> None:
+        """`embedding` is the table of tokens where another stack has it already."""
         super().__init__()
         self.config = config
-        # Given weights: drawing random ones here would import a compiler, a second of every start.
-        sizes = config.vocab_size, config.hidden_size
-        self.embedding = nn.Embedding(*sizes, _weight=torch.zeros(sizes))
+        if embedding is None:
+            # Given weights: drawing random ones would import a compiler, a second of every start.
+            sizes = 0 if config.audio_bins else config.vocab_size, config.hidden_size
+            embedding = nn.Embedding(*sizes, _weight=torch.zeros(sizes))
+        self.embedding = embedding
+        self.stem = AudioStem(config, config.audio_bins) if config.audio_bins else None
+        self.input = InputLayer(config)
+        self.encoder = None
+        if config.encoder is not None:
+            shared = None if config.encoder.audio_bins else embedding
+            self.encoder = Transformer(config.encoder, embedding=shared)
+        self.rotary = Rotary(config) if config.positions == "rotary" else None
+        self.relative = RelativeBias(config) if config.positions == "relative" else None
         self.blocks = nn.ModuleList(Block(config, layer=i) for i in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.head.weight = self.embedding.weight
-        with torch.device("cpu"):  # also where the weights are still without storage
-            self.frequencies = rotary_frequencies(
-                config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling
-            )
-        self.magnitude = 1.0 if config.rope_scaling is None else config.rope_scaling.magnitude
+        self.norm = make_norm(config) if config.final_norm else None
+        self.transform = HeadTransform(config) if config.head == "transformed" else None
+        self.head = None
+        if config.head != "none":
+            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
+            if config.tie_embeddings:
+                self.head.weight = embedding.weight
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, T, V] of rows of tokens [B, T], each row a text of its own."""
-        rows, length = tokens.shape
-        positions = torch.arange(length, device=tokens.device).repeat(rows)
-        hidden = self.encode(tokens.flatten(), positions, PackedRows(rows=rows, length=length))
-        return self.project(hidden).view(rows, length, -1)
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        *,
+        lengths: Int[Tensor, "B"] | None = None,
+        source: Source | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of rows, each a text of its own, its first `lengths` tokens or all of them."""
+        states = self.states(tokens, lengths=lengths, source=source)
+        return self.project(states.flatten(0, 1)).view(*tokens.shape, -1)
 
-    def encode(self, tokens: Tensor, positions: Tensor, view: AttentionView) -> Tensor:
-        """Final hidden states [N, D] of packed tokens [N] at positions [N]."""
-        x: Tensor = self.embedding(tokens)
-        rotary = rotary_angles(positions, self.frequencies, dtype=x.dtype, magnitude=self.magnitude)
-        for block in self.blocks:
-            x = block(x, rotary, view)
-        normed: Tensor = self.norm(x)
-        return normed
+    def states(
+        self,
+        tokens: Int[Tensor, "B T"] | Float[Tensor, "B F frames"],
+        *,
+        lengths: Int[Tensor, "B"] | None = None,
+        types: Int[Tensor, "B T"] | None = None,
+        source: Source | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Final hidden states of rows of tokens, or of spectrograms."""
+        x = self.embedding(tokens) if self.stem is None else self.stem(tokens)
+        rows, length, _ = x.shape
+        segments = None if lengths is None else _end(lengths, length)
+        view = PackedRows(
+            rows=rows, length=length, segments=segments, causal=self.config.causal, source=source
+        )
+        positions = torch.arange(length, device=x.device).repeat(rows)
+        types = None if types is None else types.flatten()
+        return self._pass(x.flatten(0, 1), positions, view, types).view(rows, length, -1)
 
-    def project(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] of hidden states [N, D]."""
-        return F.linear(hidden, self.head.weight)
+    def read(
+        self,
+        source: Int[Tensor, "B T"] | Float[Tensor, "B F frames"],
+        *,
+        lengths: Int[Tensor, "B"] | None = None,
+    ) -> Source:
+        """What the encoder makes of rows of tokens, or of spectrograms."""
+        if self.encoder is None:
+            raise ValueError("this model has no encoder: it reads no source")
+        states = self.encoder.states(source, lengths=lengths)
+        rows, length = states.shape[:2]
+        whole = torch.zeros(rows, length, dtype=torch.int64, device=states.device)
+        segments = whole if lengths is None else _end(lengths, length)
+        return Source(states.flatten(0, 1), segments)
+
+    def encode(
+        self,
+        tokens: Int[Tensor, "N"],
+        positions: Int[Tensor, "N"],
+        view: View,
+        *,
+        types: Int[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, "N D"]:
+        """Final hidden states of packed tokens."""
+        return self._pass(self.embedding(tokens), positions, view, types)
+
+    def project(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """Logits of hidden states."""
+        if self.head is None:
+            raise ValueError("this model has no head: it gives hidden states, no logits")
+        hidden = hidden if self.transform is None else self.transform(hidden)
+        logits = F.linear(hidden, self.head.weight, self.head.bias)
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _pass(
+        self, x: Tensor, positions: Tensor, view: View, types: Tensor | None
+    ) -> Float[Tensor, "N D"]:
+        """From the vectors of the tokens to their final states."""
+        x = self.input(x, positions, types)
+        everywhere, local = self._place(positions, dtype=x.dtype)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, local if self.config.mixer(layer) == "local" else everywhere, view)
+        return x if self.norm is None else self.norm(x)
+
+    def _place(self, positions: Tensor, *, dtype: torch.dtype) -> tuple[Place, Place]:
+        """Where the tokens stand, for layers that see everything and for local ones."""
+        if self.rotary is not None:
+            return self.rotary.places(positions, dtype=dtype)
+        place = Place(bias=self.relative)
+        return place, place
+
+
+def _end(lengths: Tensor, length: int) -> Int[Tensor, "B T"]:
+    """Segments: 0 for a text's tokens, 1 for the padding behind them."""
+    places = torch.arange(length, device=lengths.device)
+    return (places >= lengths[:, None]).long()

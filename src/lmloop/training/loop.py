@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from lmloop.errors import TrainingError
-from lmloop.model.attention import PackedRows
 from lmloop.model.hardware import release_memory
+from lmloop.model.rows import PackedRows
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Task
 from lmloop.sections import TrainConfig
 from lmloop.tokens.loader import Batch, PackedLoader
 from lmloop.training.budget import Budget, make_budget
 from lmloop.training.journal import Journal
-from lmloop.training.loss import chunked_cross_entropy
+from lmloop.training.loss import head_loss
 from lmloop.training.optim import Optimizer
 from lmloop.training.schedule import warmup_stable_decay
 from lmloop.training.snapshot import Position, load_snapshot, save_snapshot
@@ -59,7 +59,7 @@ def batch_loss(model: Transformer, batch: Batch) -> Tensor:
     if not batch.learnt.all():
         learnt = torch.from_numpy(batch.learnt).flatten().nonzero()[:, 0]
         hidden, targets = hidden[learnt], targets[learnt]
-    return chunked_cross_entropy(hidden, model.head.weight, targets)
+    return head_loss(model, hidden, targets)
 
 
 def train(

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import functional as F
+
+from lmloop.model.transformer import Transformer
 
 CHUNK_ELEMENTS = 1 << 21
 """Logits held at once: a chunk's tokens times the vocabulary."""
@@ -52,3 +55,16 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Te
     """
     result: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return result
+
+
+def head_loss(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats (fp32 scalar) of a model's hidden [N, D] against [N].
+
+    A head that is more than one matrix holds all logits at once.
+    """
+    head = model.head
+    is_matrix = model.transform is None and model.config.logit_cap is None
+    if head is not None and head.bias is None and is_matrix:
+        return chunked_cross_entropy(hidden, head.weight, targets)
+    total = F.cross_entropy(model.project(hidden).float(), targets, reduction="sum")
+    return total / max(1, len(targets))

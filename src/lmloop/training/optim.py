@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmloop.model.names import fused_rows
 from lmloop.model.transformer import Transformer
 
 # Coefficients of five quintic steps towards the polar factor, each optimal for what the one before
@@ -152,15 +153,12 @@ def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 
 def _group_matrices(model: Transformer) -> dict[tuple[int, int], list[_Part]]:
     """Hidden matrices by shape; fused products are taken apart."""
-    config = model.config
-    fused = {"qkv.weight": config.qkv_rows, "gate_up.weight": (config.intermediate_size,) * 2}
     groups: dict[tuple[int, int], list[_Part]] = {}
     for name, parameter in model.named_parameters():
         if not _is_hidden_matrix(name, parameter):
             continue
-        own = next((rows for suffix, rows in fused.items() if name.endswith(suffix)), None)
         start = 0
-        for rows in own or (parameter.shape[0],):
+        for rows in fused_rows(model.config, name, len(parameter)):
             part = _Part(name, slice(start, start + rows))
             groups.setdefault((rows, parameter.shape[1]), []).append(part)
             start += rows

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lmloop.model.config import DecoderConfig
+from lmloop.model.config import ModelConfig
 from lmloop.model.cost import (
     cache_bytes_per_token,
     count_parameters,
@@ -64,7 +64,7 @@ def make_plan(
     shape: ModelSection, *, vocab_size: int, stages: dict[str, TrainConfig], text_bytes: int
 ) -> Plan:
     """Foresee the training stages; takes about three seconds for the calibration."""
-    config = DecoderConfig(vocab_size=vocab_size, **shape.model_dump())
+    config = ModelConfig(vocab_size=vocab_size, **shape.model_dump())
     parameters = count_parameters(config)
     text_tokens = int(text_bytes / BYTES_PER_TOKEN)
     first = next(iter(stages.values()))
@@ -85,7 +85,7 @@ def make_plan(
 
 
 def _plan_stage(
-    name: str, section: TrainConfig, config: DecoderConfig, speed: float, text_tokens: int
+    name: str, section: TrainConfig, config: ModelConfig, speed: float, text_tokens: int
 ) -> StagePlan:
     if section.steps is not None:
         steps = section.steps
@@ -107,7 +107,7 @@ def _plan_stage(
     )
 
 
-def _calibrate(config: DecoderConfig, section: TrainConfig) -> float:
+def _calibrate(config: ModelConfig, section: TrainConfig) -> float:
     """Tokens a second of whole training steps on random tokens."""
     model = Transformer(config)
     initialise(model, seed=0)
@@ -130,7 +130,7 @@ def _calibrate(config: DecoderConfig, section: TrainConfig) -> float:
     return section.batch_tokens / float(np.median(seconds[1:] or seconds))
 
 
-def _random_batch(config: DecoderConfig, section: TrainConfig) -> Batch:
+def _random_batch(config: ModelConfig, section: TrainConfig) -> Batch:
     shape = (section.batch_tokens // section.row_tokens, section.row_tokens)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, shape)
     learnt = np.ones(shape, dtype=np.bool_)

@@ -16,7 +16,7 @@ import torch
 
 from lmloop.errors import CorpusError, TrainingError
 from lmloop.model.checkpoint import load_model, save_model
-from lmloop.model.config import DecoderConfig
+from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
 from lmloop.model.hardware import fast_dtype
 from lmloop.model.init import initialise
@@ -32,9 +32,9 @@ from lmloop.training.loop import JOURNAL, train
 Validate = Callable[[Transformer], float]
 
 
-def decoder_config(section: ModelSection, *, vocab_size: int) -> DecoderConfig:
+def decoder_config(section: ModelSection, *, vocab_size: int) -> ModelConfig:
     """The decoder that a recipe describes, for a tokenizer of `vocab_size` entries."""
-    return DecoderConfig(vocab_size=vocab_size, **section.model_dump())
+    return ModelConfig(vocab_size=vocab_size, **section.model_dump())
 
 
 def pretrain(
@@ -155,7 +155,7 @@ def _make_checkpoint(
     }
 
 
-def _require_room(config: DecoderConfig, run: Path) -> None:
+def _require_room(config: ModelConfig, run: Path) -> None:
     """Raise `TrainingError` where the disk of `run` cannot hold the snapshots."""
     free = shutil.disk_usage(next(path for path in run.parents if path.exists())).free
     needed = 3 * 12 * count_parameters(config)

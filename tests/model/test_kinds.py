@@ -1,0 +1,177 @@
+"""Every mixer in every kind of model: what must hold whatever it is made of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lmloop.model.cache import Chunk, SlotCache
+from lmloop.model.config import ModelConfig
+from lmloop.model.rows import PackedRows, Source
+from lmloop.model.transformer import Transformer
+
+from ..conftest import random_model
+from .kinds import DECODERS, decoder, encoder, pair
+
+LENGTH = 11
+
+
+def draw_model(config: ModelConfig) -> Transformer:
+    model = random_model(config).eval()
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point():  # running mean and variance of batch norms
+                buffer.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+def require_close(found: Tensor, expected: Tensor) -> None:
+    """Equal within rounding of the largest number: kinds differ in how large states become."""
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def draw_tokens(rows: int, length: int, *, seed: int = 0) -> Tensor:
+    return torch.randint(0, 50, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def decode(
+    model: Transformer, texts: list[Tensor], *, cuts: list[int], sources: list[Source | None]
+) -> list[Tensor]:
+    """States of texts [T] that run together, each in the pieces that `cuts` says."""
+    cache = SlotCache(model.config, slots=len(texts) + 1, length=LENGTH, dtype=torch.float32)
+    parts: list[list[Tensor]] = [[] for _ in texts]
+    start = 0
+    for count in cuts:
+        # Slots out of order, one of them free.
+        chunks = [Chunk(len(texts) - i, start, count) for i in range(len(texts))]
+        begun = {}
+        if start == 0:
+            begun = {len(texts) - i: s.states for i, s in enumerate(sources) if s is not None}
+        view = cache.view(chunks, sources=begun)
+        tokens = torch.cat([text[start : start + count] for text in texts])
+        states = model.encode(tokens, view.positions, view)
+        for part, piece in zip(parts, states.split(count), strict=True):
+            part.append(piece)
+        start += count
+    return [torch.cat(part) for part in parts]
+
+
+@pytest.mark.parametrize("cuts", [[1] * LENGTH, [6, 1, 1, 3], [LENGTH]])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_cached_decoding_equals_the_full_forward(kind: str, cuts: list[int]) -> None:
+    model = draw_model(decoder(kind))
+    texts = list(draw_tokens(3, LENGTH))
+    got = decode(model, texts, cuts=cuts, sources=[None] * 3)
+    for text, states in zip(texts, got, strict=True):
+        with torch.no_grad():
+            expected = model.states(text[None])[0]
+        require_close(states, expected)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_cached_decoding_with_a_source_equals_the_full_forward(kind: str) -> None:
+    model = draw_model(pair(kind))
+    texts, lengths = list(draw_tokens(2, LENGTH)), [7, 4]
+    with torch.no_grad():
+        sources = [model.read(draw_tokens(1, n, seed=n)) for n in lengths]
+    got = decode(model, texts, cuts=[5, 1, 1, 4], sources=[*sources])
+    for text, source, states in zip(texts, sources, got, strict=True):
+        with torch.no_grad():
+            expected = model.states(text[None], source=source)[0]
+        require_close(states, expected)
+
+
+@pytest.mark.parametrize("make", [decoder, encoder])
+@pytest.mark.parametrize("kind", DECODERS)
+@torch.no_grad()
+def test_packed_texts_equal_separate_ones(kind: str, make: type) -> None:
+    model = draw_model(make(kind))
+    lengths = (3, 1, 5, 2)
+    texts = [draw_tokens(1, length, seed=length) for length in lengths]
+    rows = torch.cat(texts, dim=1)
+    segments = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    view = PackedRows(rows=1, length=LENGTH, segments=segments, causal=model.config.causal)
+    together = model.encode(rows[0], positions, view)
+    alone = torch.cat([model.states(text)[0] for text in texts])
+    require_close(together, alone)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@torch.no_grad()
+def test_padded_sources_equal_separate_ones(kind: str) -> None:
+    model = draw_model(pair(kind))
+    rows, lengths = draw_tokens(2, 8, seed=4), torch.tensor([8, 5])
+    tokens = draw_tokens(2, 6)
+    together = model.states(tokens, source=model.read(rows, lengths=lengths))
+    for row, length in enumerate(lengths.tolist()):
+        source = model.read(rows[row : row + 1, :length])
+        alone = model.states(tokens[row : row + 1], source=source)
+        require_close(together[row], alone[0])
+
+
+@pytest.mark.parametrize("make", [decoder, pair])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_no_gradient_comes_from_the_future(kind: str, make: type) -> None:
+    model = draw_model(make(kind))
+    source = model.read(torch.tensor([[40, 41]])) if model.encoder is not None else None
+    embedded = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    model.zero_grad()
+    model.states(embedded, source=source)[0, 2].sum().backward()
+    grad = model.embedding.weight.grad
+    assert grad is not None
+    touched = set(grad.abs().sum(1).nonzero()[:, 0].tolist())
+    assert touched <= {1, 2, 3, 40, 41}
+    assert 3 in touched
+    assert model.encoder is None or 40 in touched
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_an_encoder_sees_both_ways(kind: str) -> None:
+    model = draw_model(encoder(kind))
+    model.states(torch.tensor([[1, 2, 3, 4]]))[0, 1].sum().backward()
+    grad = model.embedding.weight.grad
+    assert grad is not None
+    assert grad[1].abs().sum() > 0
+    assert grad[3].abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_training_gives_every_parameter_a_gradient(kind: str) -> None:
+    model = draw_model(pair(kind)).train()
+    source = model.read(draw_tokens(2, 7, seed=2))
+    model(draw_tokens(2, 6), source=source).logsumexp(-1).sum().backward()
+    missing = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.abs().sum() > 0
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@torch.no_grad()
+def test_bfloat16_stays_near_single_precision(kind: str) -> None:
+    model, tokens = draw_model(decoder(kind)), draw_tokens(2, 9)
+    exact = model(tokens)
+    rounded = model.to(torch.bfloat16)(tokens)
+    assert rounded.dtype == torch.bfloat16
+    error = (rounded.float() - exact).abs()
+    assert error.mean() < 0.03 * exact.abs().max()
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@torch.no_grad()
+def test_a_forked_slot_goes_on_as_its_origin(kind: str) -> None:
+    model, text = draw_model(decoder(kind)), draw_tokens(1, LENGTH)[0]
+    cache = SlotCache(model.config, slots=3, length=LENGTH, dtype=torch.float32)
+    view = cache.view([Chunk(0, 0, 6)])
+    model.encode(text[:6], view.positions, view)
+    cache.fork(0, into=2)
+    view = cache.view([Chunk(2, 6, 1)])
+    state = model.encode(text[6:7], view.positions, view)
+    expected = model.states(text[None, :7])[0, -1:]
+    require_close(state, expected)
