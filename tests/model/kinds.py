@@ -90,5 +90,6 @@ def encoder(kind: str, **changes: Any) -> ModelConfig:
 
 def pair(kind: str, **changes: Any) -> ModelConfig:
     """An encoder-decoder of the same parts."""
-    read = encoder(kind, head="none", num_layers=1, mixers=DECODERS[kind].get("mixers", ())[:1])
+    mixers = DECODERS[kind].get("mixers", ())[:1]
+    read = encoder(kind, head="none", num_layers=1, mixers=mixers, context_length=128)
     return decoder(kind, encoder=read, **changes)
