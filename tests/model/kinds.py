@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lmloop.model.config import Experts, ModelConfig
+import torch
+from torch import Tensor
 
-from ..conftest import tiny_shape
+from lmloop.model.cache import Chunk, SlotCache
+from lmloop.model.config import Experts, ModelConfig
+from lmloop.model.rows import Source
+from lmloop.model.transformer import Transformer
+
+from ..conftest import random_model, tiny_shape
+
+LENGTH = 11
 
 PLAIN: dict[str, Any] = {"qk_norm": False, "gated": False, "activation": "gelu"}
 DECODERS: Mapping[str, dict[str, Any]] = {
@@ -93,3 +101,45 @@ def pair(kind: str, **changes: Any) -> ModelConfig:
     mixers = DECODERS[kind].get("mixers", ())[:1]
     read = encoder(kind, head="none", num_layers=1, mixers=mixers, context_length=128)
     return decoder(kind, encoder=read, **changes)
+
+
+def draw_model(config: ModelConfig) -> Transformer:
+    model = random_model(config).eval()
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point():  # running mean and variance of batch norms
+                buffer.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+def require_close(found: Tensor, expected: Tensor) -> None:
+    """Equal within rounding of the largest number: kinds differ in how large states become."""
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def draw_tokens(rows: int, length: int, *, seed: int = 0) -> Tensor:
+    return torch.randint(0, 50, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def decode(
+    model: Transformer, texts: list[Tensor], *, cuts: list[int], sources: list[Source | None]
+) -> list[Tensor]:
+    """States of texts [T] that run together, each in the pieces that `cuts` says."""
+    cache = SlotCache(model.config, slots=len(texts) + 1, length=LENGTH, dtype=torch.float32)
+    parts: list[list[Tensor]] = [[] for _ in texts]
+    start = 0
+    for count in cuts:
+        # Slots out of order, one of them free.
+        chunks = [Chunk(len(texts) - i, start, count) for i in range(len(texts))]
+        begun = {}
+        if start == 0:
+            begun = {len(texts) - i: s.states for i, s in enumerate(sources) if s is not None}
+        view = cache.view(chunks, sources=begun)
+        tokens = torch.cat([text[start : start + count] for text in texts])
+        states = model.encode(tokens, view.positions, view)
+        for part, piece in zip(parts, states.split(count), strict=True):
+            part.append(piece)
+        start += count
+    return [torch.cat(part) for part in parts]

@@ -4,59 +4,43 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from lmloop.model.cache import Chunk, SlotCache
-from lmloop.model.config import ModelConfig
-from lmloop.model.rows import PackedRows, Source
-from lmloop.model.transformer import Transformer
+from lmloop.model.rows import PackedRows
 
-from ..conftest import random_model
-from .kinds import DECODERS, decoder, encoder, pair
-
-LENGTH = 11
-
-
-def draw_model(config: ModelConfig) -> Transformer:
-    model = random_model(config).eval()
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if buffer.is_floating_point():  # running mean and variance of batch norms
-                buffer.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
-    return model
+from ..reference.core import states_of
+from .kinds import (
+    DECODERS,
+    LENGTH,
+    decode,
+    decoder,
+    draw_model,
+    draw_tokens,
+    encoder,
+    pair,
+    require_close,
+)
 
 
-def require_close(found: Tensor, expected: Tensor) -> None:
-    """Equal within rounding of the largest number: kinds differ in how large states become."""
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
-def draw_tokens(rows: int, length: int, *, seed: int = 0) -> Tensor:
-    return torch.randint(0, 50, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
+@pytest.mark.parametrize("make", [decoder, encoder])
+@pytest.mark.parametrize("kind", DECODERS)
 @torch.no_grad()
-def decode(
-    model: Transformer, texts: list[Tensor], *, cuts: list[int], sources: list[Source | None]
-) -> list[Tensor]:
-    """States of texts [T] that run together, each in the pieces that `cuts` says."""
-    cache = SlotCache(model.config, slots=len(texts) + 1, length=LENGTH, dtype=torch.float32)
-    parts: list[list[Tensor]] = [[] for _ in texts]
-    start = 0
-    for count in cuts:
-        # Slots out of order, one of them free.
-        chunks = [Chunk(len(texts) - i, start, count) for i in range(len(texts))]
-        begun = {}
-        if start == 0:
-            begun = {len(texts) - i: s.states for i, s in enumerate(sources) if s is not None}
-        view = cache.view(chunks, sources=begun)
-        tokens = torch.cat([text[start : start + count] for text in texts])
-        states = model.encode(tokens, view.positions, view)
-        for part, piece in zip(parts, states.split(count), strict=True):
-            part.append(piece)
-        start += count
-    return [torch.cat(part) for part in parts]
+def test_the_forward_equals_the_slow_reference(kind: str, make: type) -> None:
+    model = draw_model(make(kind))
+    tokens = draw_tokens(1, LENGTH)
+    expected = states_of(model.state_dict(), model.config, tokens[0].tolist())
+    require_close(model.states(tokens)[0].double(), expected)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@torch.no_grad()
+def test_a_pair_equals_the_slow_reference(kind: str) -> None:
+    model = draw_model(pair(kind))
+    tokens, source = draw_tokens(1, 6), draw_tokens(1, 7, seed=1)
+    assert model.encoder is not None
+    read = states_of(model.encoder.state_dict(), model.encoder.config, source[0].tolist())
+    expected = states_of(model.state_dict(), model.config, tokens[0].tolist(), source=read)
+    require_close(model.states(tokens, source=model.read(source))[0].double(), expected)
 
 
 @pytest.mark.parametrize("cuts", [[1] * LENGTH, [6, 1, 1, 3], [LENGTH]])

@@ -78,9 +78,9 @@ class SlotCache:
         for layer in range(config.num_layers):
             size = state_size(config, layer=layer)
             self.layers.append(
-                States(size, slots=slots, dtype=dtype)
-                if size
-                else KeysValues(config, slots=slots, length=length, dtype=dtype)
+                KeysValues(config, slots=slots, length=length, dtype=dtype)
+                if size is None
+                else States(size, slots=slots, dtype=dtype)
             )
         self.sources: list[KeysValues] = []
         if config.encoder is not None:

@@ -137,6 +137,8 @@ class ModelConfig:
             raise ValueError("local attention needs a window")
         if self.positions == "rotary" and self.rotary_dim % 2:
             raise ValueError(f"{self.rotary_dim} rotated numbers of a head: rotation needs pairs")
+        if self.parallel and self.norm_place != "pre":
+            raise ValueError("parallel parts of a block have their norms before them")
         if not self.projections and self.num_heads * self.head_dim != self.hidden_size:
             raise ValueError("without projections the heads must make up the hidden size")
 

@@ -124,7 +124,7 @@ def activations_per_token(config: ModelConfig, *, row_tokens: int) -> int:
 
 def cache_bytes_per_token(config: ModelConfig, *, element_bytes: int = 2) -> int:
     """Bytes of keys and values that one token keeps in the cache."""
-    layers = sum(not state_size(config, layer=layer) for layer in range(config.num_layers))
+    layers = sum(state_size(config, layer=i) is None for i in range(config.num_layers))
     return layers * sum(config.qkv_rows[1:]) * element_bytes
 
 
@@ -132,7 +132,7 @@ def cache_bytes_per_sequence(
     config: ModelConfig, *, source_tokens: int = 0, element_bytes: int = 2
 ) -> int:
     """Bytes that a sequence keeps whatever its length: states, keys and values of its source."""
-    states = sum(state_size(config, layer=layer) for layer in range(config.num_layers))
+    states = sum(state_size(config, layer=i) or 0 for i in range(config.num_layers))
     source = config.num_layers * sum(config.qkv_rows[1:]) * source_tokens
     return (states + (source if config.encoder is not None else 0)) * element_bytes
 

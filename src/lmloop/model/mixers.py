@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-def state_size(config: ModelConfig, *, layer: int) -> int:
-    """Numbers that one sequence keeps for a layer; 0 for attention, which keeps keys and values."""
-    widths = {"lstm": 2, "gru": 1, "convolution": config.kernel_size + config.pooling - 2}
-    return widths.get(config.mixer(layer), 0) * config.hidden_size
+def state_size(config: ModelConfig, *, layer: int) -> int | None:
+    """Numbers that one sequence keeps for a layer; None for attention: that keeps keys, values."""
+    kept = {"lstm": 2, "gru": 1, "convolution": config.kernel_size + config.pooling - 2}
+    kind = config.mixer(layer)
+    return kept[kind] * config.hidden_size if kind in kept else None
 
 
 class Recurrent(nn.Module):

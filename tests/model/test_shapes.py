@@ -1,0 +1,97 @@
+"""The shapes in the signatures of the core, checked while every kind of model runs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from beartype import beartype
+from jaxtyping import Bool, Float, Int, TypeCheckError, jaxtyped
+from torch import Tensor, nn
+
+import lmloop.model
+from lmloop.model.functions import rms_norm
+
+from .kinds import DECODERS, decode, decoder, draw_model, draw_tokens, encoder, pair
+
+SHAPES = {"Bool": Bool, "Float": Float, "Int": Int}
+
+
+def functions_of(module: ModuleType) -> Iterator[tuple[Any, str, Any]]:
+    """Functions and methods that a module defines, with what holds each."""
+    for owner in [module, *(each for _, each in inspect.getmembers(module, inspect.isclass))]:
+        for name, found in vars(owner).items():
+            if inspect.isfunction(found) and found.__module__ == module.__name__:
+                yield owner, name, found
+
+
+def modules() -> list[ModuleType]:
+    found = pkgutil.iter_modules(lmloop.model.__path__, "lmloop.model.")
+    return [importlib.import_module(each.name) for each in found]
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all functions with shapes, which are checked at every call from here on."""
+    names = []
+    for module in modules():
+        for owner, name, function in functions_of(module):
+            told = {
+                argument: hint
+                for argument, hint in function.__annotations__.items()
+                if any(f"{shape}[" in str(hint) for shape in SHAPES)
+            }
+            if not told:
+                continue
+            monkeypatch.setattr(function, "__annotations__", told)
+            hints = typing.get_type_hints(function, {**vars(module), **SHAPES})
+            monkeypatch.setattr(function, "__annotations__", hints)
+            monkeypatch.setattr(owner, name, jaxtyped(typechecker=beartype)(function))
+            names.append(f"{module.__name__}.{function.__qualname__}")
+    return names
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_every_kind_keeps_the_shapes_of_its_signatures(kind: str, checked: list[str]) -> None:
+    assert len(checked) > 40
+    text = draw_tokens(2, 11)
+    draw_model(decoder(kind)).train()(text).sum().backward()
+    decode(draw_model(decoder(kind)), list(text), cuts=[6, 1, 4], sources=[None, None])
+    draw_model(encoder(kind))(text, lengths=torch.tensor([11, 4]))
+    model = draw_model(pair(kind))
+    model(text, source=model.read(text[:, :7], lengths=torch.tensor([3, 7])))
+
+
+def test_a_wrong_shape_is_found(checked: list[str]) -> None:
+    from lmloop.model.norms import RMSNorm
+
+    with pytest.raises(TypeCheckError):
+        RMSNorm(4, epsilon=0.0)(torch.zeros(2, 3, 4))
+
+
+def test_tensors_in_public_signatures_have_shapes() -> None:
+    """Except where a view or a protocol is described in words, and in autograd's own methods."""
+    bare = []
+    for module in modules():
+        for owner, name, function in functions_of(module):
+            static = isinstance(inspect.getattr_static(owner, name), staticmethod)
+            if name.startswith("_") or static or issubclass_of_function(owner):
+                continue
+            told = " ".join(map(str, function.__annotations__.values()))
+            without = told.replace("[Tensor,", "")
+            if "Tensor" in without.replace("dict[str, Tensor]", "").replace(
+                "Mapping[str, Tensor]", ""
+            ):
+                bare.append(f"{module.__name__}.{function.__qualname__}")
+    assert bare == []
+
+
+def issubclass_of_function(owner: Any) -> bool:
+    return inspect.isclass(owner) and issubclass(owner, torch.autograd.Function)
