@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import lmloop
 from lmloop import api
 from lmloop.api import find, find_checkpoint
-from lmloop.errors import ArtifactError, ContextLengthError, RecipeError
+from lmloop.errors import ArtifactError, ContextLengthError, RecipeError, UsageError
 from lmloop.inference.sampling import Sampling
 from lmloop.sections import ServeConfig
+from lmloop.training.skip_gram import SkipGramOptions
 
 from .conftest import Walked, make_conversations, write_recipe
 
@@ -234,3 +236,37 @@ def test_a_folder_with_a_single_gguf_file_means_that_file(
     (tmp_path / "b.gguf").unlink()
     (tmp_path / "config.json").touch()
     assert api._find_weights("weights", home=None) == tmp_path
+
+
+def test_vectors_are_learnt_from_files_and_from_prepared_text(
+    walked: Walked, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the wide sea\n\nthe sea 大海\n" * 9, encoding="utf-8")
+    corpus = lmloop.prepare(walked.recipe, home=walked.home)
+    options = SkipGramOptions(dimensions=4, epochs=1)
+    learn = partial(lmloop.vectors, options=options, segmenter="characters", home=walked.home)
+    made = learn(tmp_path / "a.bin", train=[str(text)])
+    assert set(made.words) == {"the", "wide", "sea", "大", "海"}
+    opened = lmloop.vectors(tmp_path / "a.bin")
+    assert (opened.words, opened.matrix.tobytes()) == (made.words, made.matrix.tobytes())
+    by_folder = learn(tmp_path / "b.vec", train=[str(corpus.path)])
+    by_name = learn(tmp_path / "c.glove", train=[corpus.fingerprint[:12]])
+    assert (tmp_path / "b.vec").read_text().partition("\n")[2] == (tmp_path / "c.glove").read_text()
+    assert by_folder.words == by_name.words
+
+
+def test_vectors_that_cannot_be_learnt_leave_no_file(walked: Walked, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("every word but once\n")
+    tokens = lmloop.tokenize(walked.recipe, home=walked.home)
+    for file, train, told in (
+        ("a.npz", str(text), "says no layout"),
+        ("absent/a.vec", str(text), "absent is no folder"),
+        ("a.vec", str(text), "lower min_count"),
+        ("a.vec", str(tmp_path / "none.txt"), "none.txt"),
+        ("a.vec", str(tokens.path), "is no corpus"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            lmloop.vectors(tmp_path / file, train=[train], home=walked.home)
+    assert list(tmp_path.iterdir()) == [text]

@@ -28,7 +28,7 @@ from .conftest import Walked, write_recipe
 VERBS = (
     *("run", "prepare", "tokenize", "pretrain", "finetune", "evaluate", "compress"),
     *("generate", "serve", "monitor", "review", "update", "rollback", "loop"),
-    *("gc", "reindex", "forget", "show", "plan", "pull", "export"),
+    *("gc", "reindex", "forget", "show", "plan", "pull", "export", "vectors"),
 )
 
 
@@ -390,3 +390,21 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("lmloop: interrupted; what is finished stays")
     assert "Traceback" not in err
+
+
+def test_vectors_are_trained_asked_and_mistakes_told(call: Call, tmp_path: Path) -> None:
+    text, file = tmp_path / "text.txt", tmp_path / "words.vec"
+    text.write_text("the wide sea\n" * 20)
+    sizes = ("--dimensions", 4, "--epochs", 1)
+    code, out, _ = call("vectors", file, "--train", text, *sizes, "--nearest", "sea")
+    assert code == 0
+    assert re.match(r".*words\.vec: 3 words of 4 numbers\nsea\n +-?0\.\d{3}  \w+\n", out)
+    code, out, _ = call("vectors", file, "--analogy", "the wide sea", "--nearest", "the")
+    assert (code, out.splitlines()[0]) == (0, "the")
+    before = file.read_bytes()
+    assert "did you mean 'sea'" in call.refused("vectors", file, "--nearest", "sae")
+    assert "needs --train" in call.refused("vectors", file, "--window", 3)
+    assert "absent.vec" in call.refused("vectors", tmp_path / "absent.vec")
+    assert "min_count" in call.refused("vectors", file, "--train", text, "--min-count", 99)
+    assert file.read_bytes() == before
+    assert {each.name for each in tmp_path.iterdir()} == {"text.txt", "words.vec"}

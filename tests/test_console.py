@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lmloop.console import (
@@ -19,11 +20,14 @@ from lmloop.console import (
     show_monitor,
     show_plan,
     show_reviews,
+    show_vectors,
 )
+from lmloop.errors import UsageError
 from lmloop.monitoring.summary import Happening, Point, Server, Signal, Summary
 from lmloop.monitoring.traffic import Arm, Percentiles, Traffic
 from lmloop.store.catalogue import Entry, WeightFile
 from lmloop.store.lineage import Ancestor
+from lmloop.tokens.vectors import WordVectors
 from lmloop.training.plan import Plan, StagePlan
 from lmloop.updating.review import Review
 
@@ -312,3 +316,33 @@ def test_a_catalogue_is_drawn_a_line_an_entry(capsys: pytest.CaptureFixture[str]
         "a      1.5 MB  MIT         one",
         "long  15.0 MB  Apache-2.0  two",
     ]
+
+
+VECTORS = WordVectors(
+    ("man", "woman", "king", "queen"),
+    np.array([[1, 0, 0], [1, 1, 0], [1, 0, 2], [1, 1, 2]], dtype=np.float32),
+)
+
+
+def test_neighbours_and_analogies_are_drawn_a_line_a_word(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show_vectors(VECTORS, nearest=["man"], analogies=["man woman king"], count=2)
+    assert capsys.readouterr().out == (
+        "man\n   0.707  woman\n   0.447  king\nman woman king\n   0.940  queen\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("nearest", "analogies", "told"),
+    [
+        (["man", "quen"], [], "did you mean 'queen'"),
+        (["man"], ["man king"], "give three words"),
+    ],
+)
+def test_what_cannot_be_answered_is_told_before_anything_is_printed(
+    nearest: list[str], analogies: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        show_vectors(VECTORS, nearest=nearest, analogies=analogies, count=2)
+    assert capsys.readouterr().out == ""

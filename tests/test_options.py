@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from lmloop.errors import RecipeError
-from lmloop.options import parse_overrides
+from lmloop.errors import RecipeError, UsageError
+from lmloop.options import choose_vector_options, parse_overrides
+from lmloop.training.glove import GloveOptions
+from lmloop.training.skip_gram import SkipGramOptions
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,25 @@ def test_overrides_are_read(arguments: list[str], overrides: dict[str, Any]) -> 
 def test_anything_else_is_refused(arguments: list[str], told: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(told)):
         parse_overrides(arguments)
+
+
+def test_the_options_of_training_vectors_are_those_of_its_method() -> None:
+    skip_gram = choose_vector_options(None, train=True, dimensions=7, window=None, threads=2)
+    assert skip_gram == SkipGramOptions(dimensions=7, threads=2)
+    assert choose_vector_options("glove", train=True, epochs=3) == GloveOptions(epochs=3)
+    assert choose_vector_options(None, train=False, epochs=None) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "train", "given", "told"),
+    [
+        (None, False, {"epochs": 3}, "--epochs needs --train"),
+        ("glove", False, {}, "--method needs --train"),
+        ("glove", True, {"threads": 2}, "--threads is an option of skip-gram"),
+    ],
+)
+def test_options_that_serve_nothing_are_refused(
+    method: str | None, train: bool, given: dict[str, int], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        choose_vector_options(method, train=train, **given)

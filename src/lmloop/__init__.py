@@ -35,6 +35,7 @@ __all__ = [
     "show",
     "tokenize",
     "update",
+    "vectors",
 ]
 
 _ELSEWHERE = {

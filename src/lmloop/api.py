@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
     from lmloop.inference.engine import Answer
     from lmloop.inference.load import LoadedModel
     from lmloop.inference.sampling import Sampling
+    from lmloop.records import Record
+    from lmloop.tokens.vectors import WordVectors
+    from lmloop.tokens.words import Segmenter
+    from lmloop.training.glove import GloveOptions
     from lmloop.training.plan import Plan
+    from lmloop.training.skip_gram import SkipGramOptions
 
 
 def run(
@@ -262,6 +268,61 @@ def export(name: str | Path | None, folder: str | Path, *, home: str | Path | No
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
+
+
+def vectors(
+    file: str | Path,
+    *,
+    train: Sequence[str] = (),
+    options: SkipGramOptions | GloveOptions | None = None,
+    min_count: int = 5,
+    segmenter: Segmenter = "jieba",
+    seed: int = 0,
+    home: str | Path | None = None,
+    progress: Progress | None = None,
+) -> WordVectors:
+    """Word vectors out of a file, or with `train` out of text and then written into it.
+
+    `train` names sources as a recipe does, or prepared corpora (a folder, or the beginning of a
+    fingerprint), of which the split `train` is read. The file's suffix says its layout: `.vec` and
+    `.txt` are word2vec's text, `.bin` its binary form, `.glove` GloVe's. Raises a `UsageError`.
+    """
+    from lmloop.tokens.vector_files import layout_of, load_vectors, save_vectors
+
+    if not train:
+        return load_vectors(file)
+    layout = layout_of(file)
+    if not Path(file).parent.is_dir():
+        raise ArtifactError(f"{Path(file).parent} is no folder: make it, or name another file")
+    records = [_read_text(each, home=home) for each in train]
+    from lmloop.training.skip_gram import SkipGramOptions
+    from lmloop.training.vectors import train_vectors
+
+    made = train_vectors(
+        chain.from_iterable(records),
+        options=options or SkipGramOptions(),
+        min_count=min_count,
+        segmenter=segmenter,
+        seed=seed,
+        progress=progress,
+    )
+    save_vectors(made, file, layout=layout)
+    return made
+
+
+def _read_text(name: str, *, home: str | Path | None) -> Iterable[Record]:
+    """The records of a prepared corpus, or of what a recipe would name as a source."""
+    from lmloop.corpus.read import read_sources
+    from lmloop.corpus.splits import read_split
+
+    where = Path(name)
+    found = None if where.exists() else ArtifactStore(home_directory(home)).resolve(name)
+    artifact = open_artifact(where) if _is_artifact(where) else found
+    if artifact is None:
+        return (each.record for each in read_sources([name]))
+    if artifact.kind != "corpus":
+        raise ArtifactError(f"{artifact} is no corpus: name one that `prepare` made, or a file")
+    return read_split(artifact.path, "train")
 
 
 def serve(

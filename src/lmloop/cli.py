@@ -15,14 +15,24 @@ import typer
 from lmloop.errors import LmloopError, RequestError, UsageError
 from lmloop.options import (
     OVERRIDES,
+    Analogy,
+    Dimensions,
+    Epochs,
     Home,
     Host,
+    Method,
     ModelName,
     Name,
+    Nearest,
     Port,
     Recipe,
     RecipeCommand,
     Served,
+    TextSources,
+    Threads,
+    VectorFile,
+    Window,
+    choose_vector_options,
     parse_overrides,
 )
 
@@ -220,15 +230,9 @@ def update(
 def rollback(name: ModelName = None, home: Home = None) -> None:
     """Make the previous model live again, at once."""
     from lmloop import care
+    from lmloop.console import show_rollback
 
-    rolled = care.rollback(name, home=home)
-    told = f"{rolled.name}: live is {rolled.fingerprint[:12]} (generation {rolled.generation})"
-    if not rolled.servers:
-        print(f"{told}; no server is running")
-    elif rolled.waiting:
-        print(f"{told}; {rolled.waiting} of {rolled.servers} servers have not followed yet")
-    else:
-        print(f"{told}; served after {rolled.seconds:.2f} s")
+    show_rollback(care.rollback(name, home=home))
 
 
 @app.command(cls=RecipeCommand, context_settings=OVERRIDES)
@@ -256,34 +260,18 @@ def gc(
 ) -> None:
     """Remove what no live, previous or candidate model needs."""
     from lmloop import care
+    from lmloop.console import show_collected
 
-    collected = care.gc(home=home, max_size=max_size, dry_run=dry_run)
-    for piece in collected.removed:
-        print(piece)
-    print(
-        f"{'would free' if dry_run else 'freed'} {collected.freed / 1e6:.1f} MB, "
-        f"{collected.bytes / 1e6:.1f} MB stay"
-    )
-    if collected.excess:
-        largest = "; ".join(str(piece) for piece in collected.kept[:3])
-        raise UsageError(
-            f"what has to stay is {collected.excess / 1e6:.1f} MB above --max-size; "
-            f"the largest: {largest}"
-        )
+    show_collected(care.gc(home=home, max_size=max_size, dry_run=dry_run), dry_run=dry_run)
 
 
 @app.command()
 def reindex(home: Home = None) -> None:
     """Rebuild the database's index and registry from what lies in the home."""
     from lmloop import care
+    from lmloop.console import show_reindexed
 
-    counts = care.reindex(home=home)
-    for line in counts.left_out:
-        print(f"left out: {line}")
-    print(f"{counts.artifacts} artifacts in the index")
-    for title, rows in (("restored", counts.restored), ("given up", counts.given_up)):
-        if rows:
-            print(f"{title}: {', '.join(rows)}")
+    show_reindexed(care.reindex(home=home))
 
 
 @app.command()
@@ -344,6 +332,41 @@ def export(
     from lmloop import api
 
     print(api.export(name, folder, home=home))
+
+
+@app.command()
+def vectors(
+    file: VectorFile,
+    train: TextSources = None,
+    nearest: Nearest = None,
+    analogy: Analogy = None,
+    count: Annotated[int, typer.Option(min=1, help="Words to show.")] = 10,
+    method: Method = None,
+    dimensions: Dimensions = None,
+    window: Window = None,
+    epochs: Epochs = None,
+    min_count: Annotated[int, typer.Option(min=1, help="Rarer words are left out.")] = 5,
+    threads: Threads = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the start and the order.")] = 0,
+    home: Home = None,
+) -> None:
+    """Train word vectors, or open a file of them: neighbours and analogies."""
+    from lmloop import api
+    from lmloop.console import make_progress, show_vectors
+
+    sizes = {"dimensions": dimensions, "window": window, "epochs": epochs, "threads": threads}
+    made = api.vectors(
+        file,
+        train=train or (),
+        options=choose_vector_options(method, train=bool(train), **sizes),
+        min_count=min_count,
+        seed=seed,
+        home=home,
+        progress=make_progress(),
+    )
+    if train or not (nearest or analogy):
+        print(f"{file}: {made.matrix.shape[0]:,} words of {made.matrix.shape[1]} numbers")
+    show_vectors(made, nearest=nearest or (), analogies=analogy or (), count=count)
 
 
 def _say_ready(address: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from lmloop.errors import UsageError
 from lmloop.progress import Progress, Task
 
 if TYPE_CHECKING:
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
     from lmloop.monitoring.summary import Signal, Summary
     from lmloop.monitoring.traffic import Percentiles, Traffic
     from lmloop.store.catalogue import Entry
+    from lmloop.store.garbage import Collected
     from lmloop.store.lineage import Ancestor
+    from lmloop.store.reindex import Counts
+    from lmloop.tokens.vectors import WordVectors
     from lmloop.training.plan import Plan
     from lmloop.updating.review import Review
+    from lmloop.updating.rollback import RolledBack
 
 SECONDS_BETWEEN_LINES = 5.0
 SHOWN_DROPPED = 10
@@ -133,6 +138,67 @@ def show_catalogue(entries: Sequence[Entry]) -> None:
     names, sizes, licences = (max(len(row[at]) for row in rows) for at in range(3))
     for name, size, licence, what in rows:
         print(f"{name:<{names}}  {size:>{sizes}}  {licence:<{licences}}  {what}")
+
+
+def show_vectors(
+    vectors: WordVectors, *, nearest: Sequence[str], analogies: Sequence[str], count: int
+) -> None:
+    """Print neighbours and analogies, a line a word with its cosine.
+
+    Raises `UsageError` where a word is unknown or an analogy is not three words; then nothing is
+    printed.
+    """
+    found = [vectors.nearest(word, count) for word in nearest]
+    for analogy in analogies:
+        words = analogy.split()
+        if len(words) != 3:
+            raise UsageError(f'"{analogy}" is no analogy: give three words, as "man king woman"')
+        first, second, third = words
+        found.append(vectors.analogy(first, second, third, count))
+    for asked, answers in zip((*nearest, *analogies), found, strict=True):
+        print(asked)
+        for word, cosine in answers:
+            print(f"  {cosine:6.3f}  {word}")
+
+
+def show_rollback(rolled: RolledBack) -> None:
+    """Print which model is live again, and whether the servers have followed."""
+    told = f"{rolled.name}: live is {rolled.fingerprint[:12]} (generation {rolled.generation})"
+    if not rolled.servers:
+        print(f"{told}; no server is running")
+    elif rolled.waiting:
+        print(f"{told}; {rolled.waiting} of {rolled.servers} servers have not followed yet")
+    else:
+        print(f"{told}; served after {rolled.seconds:.2f} s")
+
+
+def show_collected(collected: Collected, *, dry_run: bool) -> None:
+    """Print what was removed, or would be, and what stays.
+
+    Raises `UsageError` where that is more than was allowed.
+    """
+    for piece in collected.removed:
+        print(piece)
+    print(
+        f"{'would free' if dry_run else 'freed'} {collected.freed / 1e6:.1f} MB, "
+        f"{collected.bytes / 1e6:.1f} MB stay"
+    )
+    if collected.excess:
+        largest = "; ".join(str(piece) for piece in collected.kept[:3])
+        raise UsageError(
+            f"what has to stay is {collected.excess / 1e6:.1f} MB above --max-size; "
+            f"the largest: {largest}"
+        )
+
+
+def show_reindexed(counts: Counts) -> None:
+    """Print what a rebuilt index has, and what it had to leave out or give up."""
+    for line in counts.left_out:
+        print(f"left out: {line}")
+    print(f"{counts.artifacts} artifacts in the index")
+    for title, rows in (("restored", counts.restored), ("given up", counts.given_up)):
+        if rows:
+            print(f"{title}: {', '.join(rows)}")
 
 
 def show_ancestry(ancestor: Ancestor) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
-from lmloop.errors import RecipeError
+from lmloop.errors import RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from lmloop.training.glove import GloveOptions
+    from lmloop.training.skip_gram import SkipGramOptions
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 _CIRCLE = ("monitor", "collect", "update", "gate", "rollout", "loop")
@@ -57,6 +61,62 @@ Port = Annotated[
     int | None,
     typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: a free one."),
 ]
+VectorFile = Annotated[
+    Path, typer.Argument(help="File of word vectors: .vec, .txt, .bin or .glove.", metavar="FILE")
+]
+TextSources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--train", help="Make FILE from this text: a file, folder or prepared corpus; repeatable."
+    ),
+]
+Nearest = Annotated[
+    list[str] | None, typer.Option("--nearest", help="Show a word's neighbours; repeatable.")
+]
+Analogy = Annotated[
+    list[str] | None,
+    typer.Option("--analogy", help='"man king woman": man is to king as woman is to what?'),
+]
+Method = Annotated[
+    Literal["skip-gram", "glove"] | None,
+    typer.Option("--method", help="How --train learns [default: skip-gram]."),
+]
+Dimensions = Annotated[
+    int | None, typer.Option("--dimensions", min=1, help="Numbers a word [default: 100].")
+]
+Window = Annotated[
+    int | None,
+    typer.Option("--window", min=1, help="Words to each side [default: 5; 10 for glove]."),
+]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Passes [default: 5; 50 for glove].")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, help="Of skip-gram; above 1 no two runs are the same [default: 1]."
+    ),
+]
+
+
+def choose_vector_options(
+    method: str | None, *, train: bool, **given: int | None
+) -> SkipGramOptions | GloveOptions | None:
+    """The options of training that were given; raises `UsageError` where they serve nothing."""
+    told = {name: value for name, value in given.items() if value is not None}
+    if not train:
+        if method or told:
+            raise UsageError(f"--{next(iter(told), 'method')} needs --train TEXT")
+        return None
+    if method == "glove":
+        from lmloop.training.glove import GloveOptions
+
+        if "threads" in told:
+            raise UsageError("--threads is an option of skip-gram: leave it out for glove")
+        return GloveOptions(**told)
+    from lmloop.training.skip_gram import SkipGramOptions
+
+    return SkipGramOptions(**told)
 
 
 class RecipeCommand(TyperCommand):

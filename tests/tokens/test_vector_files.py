@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from lmloop.errors import ArtifactError
-from lmloop.tokens.vector_files import VectorLayout, load_vectors, save_vectors
+from lmloop.tokens.vector_files import VectorLayout, layout_of, load_vectors, save_vectors
 from lmloop.tokens.vectors import WordVectors
 
 LAYOUTS: tuple[VectorLayout, ...] = get_args(VectorLayout)
@@ -146,7 +146,7 @@ def test_any_vectors_come_back_bit_for_bit(
         (b"a 1\n", "word2vec-text", "line 1: a word2vec file begins"),
         (b"9" * 99, "word2vec-binary", "line 1: a word2vec file begins"),
         (b"1 1\na 1\n", "glove", "line 1: it is the first line of a word2vec file"),
-        (b"3 1\na 1\nb 2\n    \n", None, "line 4: the file ends after 2 words"),
+        (b"3 1\na 1\nb 2\n    \n", None, "line 3: the file ends after 2 words"),
         (b"1 1\na 1\nb 2\n", None, "line 3: a row too many"),
         (b"2 2\na 1 2\nb 1\n", None, "line 3: 2 fields"),
         (b"a 1.0 2\nb 1\n", None, "line 2: 2 fields"),
@@ -177,6 +177,14 @@ def test_a_bad_file_is_refused_in_one_line_with_its_place(
         load_vectors(path, layout=layout)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_suffix_of_a_new_file_says_its_layout() -> None:
+    assert layout_of("a/b.VEC") == layout_of(Path("b.txt")) == "word2vec-text"
+    assert (layout_of("b.bin"), layout_of("b.glove")) == ("word2vec-binary", "glove")
+    for name in ("b", "b.npz"):
+        with pytest.raises(ArtifactError, match=f"{name} says no layout: .*[.]glove"):
+            layout_of(name)
 
 
 def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:

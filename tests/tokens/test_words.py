@@ -59,8 +59,10 @@ def test_jieba_cuts_runs_of_han_characters_and_leaves_nothing_behind(
 
 def test_without_jieba_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jieba", None)
+    splitter = WordSplitter(segmenter="jieba")
+    assert splitter.split("no Han here") == ["no", "han", "here"]
     with pytest.raises(MissingExtraError, match=r"pip install 'lmloop\[chinese\]'"):
-        WordSplitter(segmenter="jieba")
+        splitter.split("清华")
 
 
 def test_words_are_numbered_by_frequency_and_rare_ones_close_up() -> None:
@@ -70,6 +72,14 @@ def test_words_are_numbered_by_frequency_and_rare_ones_close_up() -> None:
     assert stream.ids.tolist() == [1, 0, 0, 1, 0]
     assert stream.starts.tolist() == [0, 2, 2, 5]
     assert stream.ids.dtype == np.int32
+
+
+def test_a_cut_of_the_text_knows_its_sentences() -> None:
+    stream = index_words([["a", "b"], [], ["a"], ["b", "a"]], min_count=1)
+    words, sentences = stream.cut(1, 3)
+    assert words.tolist() == [1, 0, 1]
+    assert sentences.tolist() == [1, 3, 4]
+    assert [len(part) for part in stream.cut(4, 9)] == [1, 1]
 
 
 def test_no_more_words_are_kept_than_asked_for() -> None:

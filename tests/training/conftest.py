@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from lmloop.sections import PretrainConfig
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.tokens.words import WordStream, index_words
 from lmloop.training.loop import TrainResult, train
 
 from ..conftest import VOCAB_SIZE, tiny_shape
@@ -133,3 +135,33 @@ def make_run(shards_folder: Path, tmp_path: Path) -> Callable[..., Run]:
         return Run(shards_folder, folder, **changes)
 
     return make
+
+
+CLASSES = {
+    "animal": [f"animal{number}" for number in range(6)],
+    "tool": [f"tool{number}" for number in range(6)],
+    "town": [f"town{number}" for number in range(6)],
+}
+
+
+def make_class_language(*, count: int) -> WordStream:
+    """Sentences in which every word of a class stands among the words that its class takes."""
+    draw = random.Random(0)
+    sentences = []
+    for _ in range(count):
+        kind = draw.choice(list(CLASSES))
+        around = [f"{kind}-{side}{draw.randrange(4)}" for side in ("left", "right")]
+        sentences.append([around[0], draw.choice(CLASSES[kind]), around[1]])
+    return index_words(sentences, min_count=1)
+
+
+def make_grid_language(*, count: int) -> WordStream:
+    """A word of row r and column c stands beside words that tell r and words that tell c."""
+    draw = random.Random(0)
+    sentences = []
+    for _ in range(count):
+        row, column = draw.randrange(2), draw.randrange(4)
+        beside = [f"row{row}-{draw.randrange(3)}", f"column{column}-{draw.randrange(3)}"]
+        draw.shuffle(beside)
+        sentences.append([beside[0], f"cell{row}{column}", beside[1]])
+    return index_words(sentences, min_count=1)

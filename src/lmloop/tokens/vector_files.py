@@ -30,6 +30,13 @@ from lmloop.store.artifact import write_whole
 from lmloop.tokens.vectors import WordVectors
 
 VectorLayout = Literal["word2vec-text", "word2vec-binary", "glove"]
+SUFFIXES: dict[str, VectorLayout] = {
+    ".vec": "word2vec-text",
+    ".txt": "word2vec-text",
+    ".bin": "word2vec-binary",
+    ".glove": "glove",
+}
+"""What the end of a file's name says of its layout."""
 
 LONGEST_LINE = 1 << 20
 """Bytes that a line of text is allowed: 50,000 numbers."""
@@ -61,6 +68,17 @@ def load_vectors(
         raise ArtifactError(
             f"{path} cannot be read ({error.strerror}): name a file of word vectors"
         ) from error
+
+
+def layout_of(path: str | Path) -> VectorLayout:
+    """The layout that a new file's suffix asks for; raises `ArtifactError` for an unknown one."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ArtifactError(
+            f"{path} says no layout: end its name in {', '.join(SUFFIXES)} "
+            "(word2vec text, the same, word2vec binary, GloVe)"
+        )
+    return SUFFIXES[suffix]
 
 
 def save_vectors(vectors: WordVectors, path: str | Path, *, layout: VectorLayout) -> None:
@@ -176,13 +194,16 @@ class _Rows:
 
     def refusal(self, place: int, said: str) -> ArtifactError:
         """The error that `said` is wrong at a place."""
-        where = f"{self.path}, {self.unit} {place}"
-        return ArtifactError(f"{where}: {said}: mend the file or choose another")
+        return _refusal(self.path, f"{self.unit} {place}", said)
 
     def close(self) -> WordVectors:
         """All rows as vectors."""
         matrix = np.frombuffer(self.numbers, dtype=np.float32).reshape(-1, self.dimensions)
         return WordVectors(tuple(self.places), matrix)
+
+
+def _refusal(path: Path, where: str, said: str) -> ArtifactError:
+    return ArtifactError(f"{path}, {where}: {said}: mend the file or choose another")
 
 
 def _read_header(
@@ -216,32 +237,39 @@ def _read_text(
         # A word and its line's end are two bytes; a number and the space before it, two.
         count, dimensions = _read_header(stream, path=path, size=size, row_bytes=(2, 2))
     rows: _Rows | None = None
-    blank = None
-    place = 0 if glove else 1
-    while line := stream.readline(LONGEST_LINE + 1):
-        place += 1
-        fields = line.rstrip(b"\r\n ").split(b" ")
-        dimensions = dimensions or _count_numbers(fields)
-        rows = rows or _Rows(path, dimensions, "line")
-        if glove and place == 1 and _HEADER.fullmatch(line):
-            raise rows.refusal(place, "it is the first line of a word2vec file, not of a GloVe one")
-        if len(line) > LONGEST_LINE:
-            raise rows.refusal(place, f"it is longer than {LONGEST_LINE} bytes")
-        if fields == [b""]:
-            blank = blank or place
-            continue
-        if blank:
-            raise rows.refusal(blank, "it is blank, and words follow")
+    for place, fields in _read_lines(stream, path=path, first=1 if glove else 2):
+        if rows is None:
+            rows = _Rows(path, dimensions or _count_numbers(fields), "line")
+            if glove and _HEADER.fullmatch(b" ".join(fields)):
+                said = "it is the first line of a word2vec file, not of a GloVe one"
+                raise rows.refusal(place, said)
         if len(rows.places) == count:
             raise rows.refusal(place, f"a row too many: line 1 promises {count} words")
         row = _parse_numbers(fields, rows, place=place)
-        rows.add(b" ".join(fields[: len(fields) - dimensions]), row, place=place)
-    if rows is None or not rows.places:
+        rows.add(b" ".join(fields[: len(fields) - rows.dimensions]), row, place=place)
+    if rows is None:
         raise ArtifactError(f"{path}, line 1: there is no vector in it: choose another file")
     if count is not None and len(rows.places) < count:
         said = f"the file ends after {len(rows.places)} words, and line 1 promises {count}"
         raise rows.refusal(place, said)
     return rows.close()
+
+
+def _read_lines(stream: BinaryIO, *, path: Path, first: int) -> Iterator[tuple[int, list[bytes]]]:
+    """Lines that are not blank, with their number; only the last ones may be blank."""
+    blank = None
+    place = first - 1
+    while line := stream.readline(LONGEST_LINE + 1):
+        place += 1
+        if len(line) > LONGEST_LINE:
+            raise _refusal(path, f"line {place}", f"it is longer than {LONGEST_LINE} bytes")
+        fields = line.rstrip(b"\r\n ").split(b" ")
+        if fields == [b""]:
+            blank = blank or place
+        elif blank:
+            raise _refusal(path, f"line {blank}", "it is blank, and words follow")
+        else:
+            yield place, fields
 
 
 def _count_numbers(fields: list[bytes]) -> int:

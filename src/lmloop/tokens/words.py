@@ -12,6 +12,7 @@ import warnings
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,9 @@ from tokenizers import Regex, pre_tokenizers
 from lmloop.errors import CorpusError, MissingExtraError
 
 Segmenter = Literal["characters", "jieba"]
+
+CHUNK_WORDS = 1 << 18
+"""Words of a text that are worked on at once."""
 
 # A run of Han characters, or letters with their marks and digits; an apostrophe, hyphen or middle
 # dot binds only between two letters.
@@ -32,16 +36,19 @@ class WordSplitter:
     """Texts to their words; punctuation and symbols are left out."""
 
     def __init__(self, *, segmenter: Segmenter = "characters", lowercase: bool = True) -> None:
-        """`segmenter` cuts runs of Han characters: each for itself, or jieba's words.
-
-        Raises `MissingExtraError` where jieba is asked for and not installed.
-        """
+        """`segmenter` cuts runs of Han characters: each for itself, or jieba's words."""
         self._pattern = pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
-        self._segment = _load_jieba() if segmenter == "jieba" else list
-        self._lowercase = lowercase
+        self._segmenter, self._lowercase = segmenter, lowercase
+
+    @cached_property
+    def _segment(self) -> Callable[[str], list[str]]:
+        return _load_jieba() if self._segmenter == "jieba" else list
 
     def split(self, text: str) -> list[str]:
-        """The words of a text, in its order."""
+        """The words of a text, in its order.
+
+        Raises `MissingExtraError` where it has Han characters for jieba, which is not installed.
+        """
         words: list[str] = []
         for piece, _ in self._pattern.pre_tokenize_str(text.lower() if self._lowercase else text):
             if _is_han(piece[0]):
@@ -96,6 +103,12 @@ class WordStream:
     """[N] the text; words that are not in `words` are left out, and their neighbours close up."""
     starts: NDArray[np.int64]
     """[S + 1] where each sentence begins in `ids`, and the end."""
+
+    def cut(self, begin: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Up to `count` words from `begin` on, and the number of each one's sentence."""
+        words = self.ids[begin : begin + count]
+        places = np.arange(begin, begin + len(words))
+        return words, np.searchsorted(self.starts, places, side="right")
 
 
 def index_words(
