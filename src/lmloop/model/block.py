@@ -61,8 +61,8 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "N D"], place: Place, view: View) -> Float[Tensor, "N D"]:
         """The figure of the paper, a line each."""
         if self.parallel and self.feed_forward is not None:
-            mixed = self.mixer(x, place, view) + self.feed_forward.branch(x)
-            return mixed if self.cross is None else self.cross(mixed, view)
+            x = self.mixer(x, place, view) + self.feed_forward.branch(x)
+            return x if self.cross is None else self.cross(x, view)
         x = self.mixer(x, place, view)
         x = x if self.cross is None else self.cross(x, view)
         return x if self.feed_forward is None else self.feed_forward(x)

@@ -21,7 +21,7 @@ from lmloop.model.scores import Scoring, attend, make_mask
 from lmloop.model.views import Bias, ReadSource, SequenceMixer
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Shaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class KeysValues:
         shape = (slots, config.num_kv_heads, length, config.head_dim)
         self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[Shaped[Tensor, "slots *kept"]]:
         """All that is kept, slots first."""
         return [self.keys, self.values]
 
@@ -57,7 +57,7 @@ class States:
     def __init__(self, size: int, *, slots: int, dtype: torch.dtype) -> None:
         self.states = torch.zeros(slots, size, dtype=dtype)
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[Shaped[Tensor, "slots *kept"]]:
         """All that is kept, slots first."""
         return [self.states]
 
@@ -92,7 +92,7 @@ class SlotCache:
         self.source_lengths = torch.zeros(slots, dtype=torch.int64)
 
     def view(
-        self, chunks: Sequence[Chunk], *, sources: Mapping[int, Tensor] | None = None
+        self, chunks: Sequence[Chunk], *, sources: Mapping[int, Float[Tensor, "M E"]] | None = None
     ) -> CacheView:
         """The view for one forward over the tokens of `chunks`, laid end to end.
 
@@ -134,8 +134,15 @@ class CacheView:
             cache.source_lengths[begun] = len(states)
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scoring: Scoring, bias: Bias | None
-    ) -> Tensor:
+        self,
+        layer: int,
+        q: Float[Tensor, "N H d"],
+        k: Float[Tensor, "N K d"],
+        v: Float[Tensor, "N K d"],
+        *,
+        scoring: Scoring,
+        bias: Bias | None,
+    ) -> Float[Tensor, "N H d"]:
         """q [N, H, d], k and v [N, K, d]; gives [N, H, d]."""
         store = self._cache.layers[layer]
         assert isinstance(store, KeysValues)
@@ -154,7 +161,9 @@ class CacheView:
             )
         return output
 
-    def attend_source(self, layer: int, q: Tensor, read: ReadSource, *, scoring: Scoring) -> Tensor:
+    def attend_source(
+        self, layer: int, q: Float[Tensor, "N H d"], read: ReadSource, *, scoring: Scoring
+    ) -> Float[Tensor, "N H d"]:
         """q [N, H, d] over the source of each slot; gives [N, H, d]."""
         store, lengths = self._cache.sources[layer], self._cache.source_lengths
         for slot, states in self._sources.items():
@@ -199,22 +208,24 @@ class _Group:
         self.reach = int(positions.max()) + 1
         self._masks: dict[int | None, Tensor] = {}
 
-    def spread(self, heads: Tensor) -> Tensor:
+    def spread(self, heads: Float[Tensor, "N H d"]) -> Float[Tensor, "n H T d"]:
         """[N, H, d] -> [n, H, T, d]."""
         chosen = heads[self.rows]
         return chosen.view(*self.positions.shape, *heads.shape[1:]).transpose(1, 2)
 
-    def gather(self, heads: Tensor) -> Tensor:
+    def gather(self, heads: Float[Tensor, "n H T d"]) -> Float[Tensor, "m H d"]:
         """[n, H, T, d] -> [n·T, H, d]."""
         return heads.transpose(1, 2).flatten(0, 1)
 
-    def read(self, kept: Tensor, length: int) -> Tensor:
+    def read(self, kept: Float[Tensor, "slots K S d"], length: int) -> Float[Tensor, "n K s d"]:
         """[slots, K, S, d] -> [n, K, length, d], of one sequence without a copy."""
         if len(self.slots) == 1:
             return kept[int(self.slots), :, :length][None]
         return kept[self.slots, :, :length]
 
-    def mask(self, window: int | None, bias: Bias | None, *, dtype: torch.dtype) -> Tensor:
+    def mask(
+        self, window: int | None, bias: Bias | None, *, dtype: torch.dtype
+    ) -> Float[Tensor, "n h T reach"]:
         """What is added to scores, [n, h, T, reach]; made once for all layers with this window."""
         if window not in self._masks:
             # How far each kept token lies before each new one.

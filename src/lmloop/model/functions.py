@@ -9,12 +9,15 @@ tokens, D width, H heads, d width of a head, I feed-forward width.
 # Annotations here are tensors' shapes in words; autograd's static methods are untyped in PyTorch.
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class _RMSNorm(Function):
@@ -42,7 +45,9 @@ def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
     return square.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_().to(x.dtype)
 
 
-def rms_norm(x: Tensor, weight: Tensor, *, epsilon: float) -> Tensor:
+def rms_norm(
+    x: Float[Tensor, "N *D"], weight: Float[Tensor, "*W"], *, epsilon: float
+) -> Float[Tensor, "N *D"]:
     """x / sqrt(mean(x²) + epsilon) · weight over the last axis; x [N, …, D], weight [D] or [H, d].
 
     Source: Zhang and Sennrich 2019, Root Mean Square Layer Normalization.
@@ -72,7 +77,7 @@ class _SwiGLU(Function):
         return result
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
+def swiglu(gate_up: Float[Tensor, "N gate_up"]) -> Float[Tensor, "N I"]:
     """silu(gate) · up for gate_up = [gate | up] of shape [N, 2I]; gives [N, I].
 
     Source: Shazeer 2020, GLU Variants Improve Transformer.
@@ -105,7 +110,9 @@ def _rotate_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return result
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def rotate(
+    x: Float[Tensor, "N H d"], cosine: Float[Tensor, "N 1 half"], sine: Float[Tensor, "N 1 half"]
+) -> Float[Tensor, "N H d"]:
     """Turn the pairs (x[i], x[i + d/2]) by their angles; x [N, H, d], angles [N, 1, d/2].
 
     Source: Su et al. 2021, RoFormer; halves, not neighbours, are paired, as in Llama and Qwen.

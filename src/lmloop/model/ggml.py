@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
 
 CHUNK = 1 << 20
 """Weights that are worked on at a time: memory stays small, and threads seldom meet."""
@@ -41,7 +45,9 @@ class WeightType:
         return elements // self.elements * self.bytes
 
 
-def decode_weights(data: Tensor, kind: WeightType, *, dtype: torch.dtype = torch.float32) -> Tensor:
+def decode_weights(
+    data: UInt8[Tensor, "bytes"], kind: WeightType, *, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "weights"]:
     """Weights [N·E] in `dtype` of the bytes uint8 [N·B] of N blocks; always memory of its own."""
     blocks = data.view(-1, kind.bytes)
     weights = torch.empty(len(blocks), kind.elements, dtype=dtype)
@@ -51,7 +57,7 @@ def decode_weights(data: Tensor, kind: WeightType, *, dtype: torch.dtype = torch
     return weights.view(-1)
 
 
-def encode_weights(weights: Tensor, kind: WeightType) -> Tensor:
+def encode_weights(weights: Float[Tensor, "*shape"], kind: WeightType) -> UInt8[Tensor, "bytes"]:
     """Bytes uint8 [N·B] of a tensor whose last axis is made of whole blocks.
 
     Raises ValueError where the type is only read, rows are no whole blocks, or a weight is not

@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lmloop.errors import ArtifactError
 from lmloop.model.ggml import WEIGHT_TYPES, WeightType, decode_weights
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Scalar = bool | int | float | str
 Value = Scalar | Sequence[Scalar]
@@ -73,7 +77,7 @@ class GgufFile:
         self.tensors = tensors
         self._data = data
 
-    def read(self, name: str, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    def read(self, name: str, *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*shape"]:
         """The tensor in its shape, in memory of its own; raise `ArtifactError` where none is."""
         entry = self.tensors.get(name)
         if entry is None:

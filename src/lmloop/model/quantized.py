@@ -8,10 +8,14 @@ Axes: N tokens, O outputs, I inputs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Int8, Int32
 
 SMALL_BATCH = 32
 """Up to this many tokens the weights' way from memory costs more than the arithmetic."""
@@ -30,7 +34,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", torch.ones(out_features))
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
         """x [N, I] -> [N, O]."""
         product = self._multiply(x.contiguous())
         return product if self.bias is None else product + self.bias.to(x.dtype)
@@ -47,19 +51,21 @@ def _is_aligned(matrix: Tensor) -> bool:
     return matrix.shape[1] % 16 == 0 and matrix.data_ptr() % 64 == 0
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(
+    weight: Float[Tensor, "O I"],
+) -> tuple[Int8[Tensor, "O I"], Float32[Tensor, "O"]]:
     """Nearest int8 [O, I] and scale [O] in fp32 of a matrix [O, I]."""
     scale = weight.float().abs().amax(dim=1).clamp_min(1e-8) / 127
     return (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
-def pack_int8(weight: Tensor) -> Tensor:
+def pack_int8(weight: Int8[Tensor, "O I"]) -> Int32[Tensor, "O words"]:
     """int32 [O, ⌈I/4⌉] of int8 [O, I]: four weights a word, the first lowest, plus 128 each."""
     raised = (weight.to(torch.int16) + 128).to(torch.uint8)
     return F.pad(raised, (0, -weight.shape[1] % 4)).contiguous().view(torch.int32)
 
 
-def unpack_int8(packed: Tensor, *, columns: int) -> Tensor:
+def unpack_int8(packed: Int32[Tensor, "O words"], *, columns: int) -> Int8[Tensor, "O I"]:
     """int8 [O, `columns`] of what `pack_int8` made."""
     raised = packed.contiguous().view(torch.uint8)[:, :columns]
     return (raised.to(torch.int16) - 128).to(torch.int8)

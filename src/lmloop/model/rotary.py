@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,9 @@ class RopeScaling:
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
 
-def rotary_frequencies(head_dim: int, *, theta: float, scaling: RopeScaling | None) -> Tensor:
+def rotary_frequencies(
+    head_dim: int, *, theta: float, scaling: RopeScaling | None
+) -> Float[Tensor, "half"]:
     """Radians a token of each pair, fp32 [d/2], the fastest first.
 
     Sources: Su et al. 2021, RoFormer; Chen et al. 2023, Positional Interpolation (linear); Peng et
@@ -75,8 +80,12 @@ def _kept_share(
 
 
 def rotary_angles(
-    positions: Tensor, frequencies: Tensor, *, dtype: torch.dtype, magnitude: float = 1.0
-) -> tuple[Tensor, Tensor]:
+    positions: Int[Tensor, "N"],
+    frequencies: Float[Tensor, "half"],
+    *,
+    dtype: torch.dtype,
+    magnitude: float = 1.0,
+) -> tuple[Float[Tensor, "N 1 half"], Float[Tensor, "N 1 half"]]:
     """Cosine and sine [N, 1, d/2] for positions [N] and frequencies [d/2]."""
     angles = positions.float()[:, None] * frequencies.to(positions.device)
     cosine, sine = angles.cos()[:, None], angles.sin()[:, None]

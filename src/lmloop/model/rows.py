@@ -51,14 +51,23 @@ class PackedRows:
         self._masks: dict[int | None, Tensor] = {}
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scoring: Scoring, bias: Bias | None
-    ) -> Tensor:
+        self,
+        layer: int,
+        q: Float[Tensor, "N H d"],
+        k: Float[Tensor, "N K d"],
+        v: Float[Tensor, "N K d"],
+        *,
+        scoring: Scoring,
+        bias: Bias | None,
+    ) -> Float[Tensor, "N H d"]:
         """q [N, H, d], k and v [N, K, d]; gives [N, H, d]."""
         q, k, v = (self._in_rows(each) for each in (q, k, v))
         mask = self._mask(scoring.window, bias, like=q)
         return attend(q, k, v, scoring=scoring, mask=mask).transpose(1, 2).flatten(0, 1)
 
-    def attend_source(self, layer: int, q: Tensor, read: ReadSource, *, scoring: Scoring) -> Tensor:
+    def attend_source(
+        self, layer: int, q: Float[Tensor, "N H d"], read: ReadSource, *, scoring: Scoring
+    ) -> Float[Tensor, "N H d"]:
         """q [N, H, d] over keys and values of the source; gives [N, H, d]."""
         if self.source is None:
             raise ValueError("a model with an encoder needs the states of a source")
@@ -125,7 +134,7 @@ class MaskedRow(PackedRows):
         super().__init__(rows=1, length=len(positions))
         self._visible, self._positions = visible, positions
 
-    def run(self, mixer: SequenceMixer, x: Tensor) -> Tensor:
+    def run(self, mixer: SequenceMixer, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Raises `ValueError`: a layer that carries a state along reads one line of tokens."""
         raise ValueError("recurrent layers and convolutions cannot read tokens in branches")
 

@@ -49,12 +49,21 @@ class View(Protocol):
     """How the packed tokens of one forward see each other, what came before, and their source."""
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scoring: Scoring, bias: Bias | None
-    ) -> Tensor:
+        self,
+        layer: int,
+        q: Float[Tensor, "N H d"],
+        k: Float[Tensor, "N K d"],
+        v: Float[Tensor, "N K d"],
+        *,
+        scoring: Scoring,
+        bias: Bias | None,
+    ) -> Float[Tensor, "N H d"]:
         """q [N, H, d], k and v [N, K, d] of one layer; gives [N, H, d]."""
 
-    def attend_source(self, layer: int, q: Tensor, read: ReadSource, *, scoring: Scoring) -> Tensor:
+    def attend_source(
+        self, layer: int, q: Float[Tensor, "N H d"], read: ReadSource, *, scoring: Scoring
+    ) -> Float[Tensor, "N H d"]:
         """q [N, H, d] over what `read` makes of the source; gives [N, H, d]."""
 
-    def run(self, mixer: SequenceMixer, x: Tensor) -> Tensor:
+    def run(self, mixer: SequenceMixer, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """x [N, D] through a mixer that carries a state; gives [N, D]."""
