@@ -12,7 +12,7 @@ from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.chat import DEFAULT_TEMPLATE
 from lmloop.tokens.tokenizer import train_tokenizer
-from lmloop.training.recipes import decoder_config
+from lmloop.training.shape import model_config
 
 VOCABULARY = 4096
 
@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
         chat_template=DEFAULT_TEMPLATE,
         context_length=shape.context_length,
     )
-    model = Transformer(decoder_config(shape, vocab_size=VOCABULARY))
+    model = Transformer(model_config(shape, vocab_size=VOCABULARY))
     initialise(model, seed=0)
     target = folder / "model"
     target.mkdir(parents=True)

@@ -18,7 +18,7 @@ from lmloop.model.transformer import Transformer
 from lmloop.store.artifact import Artifact, ArtifactStore
 from lmloop.tokens.chat import DEFAULT_TEMPLATE
 from lmloop.tokens.tokenizer import Tokenizer, train_tokenizer
-from lmloop.training.recipes import decoder_config
+from lmloop.training.shape import model_config
 
 LETTERS = {"A": "abcdefgh", "B": "ijklmnop", "C": "qrstuvwx"}
 NAME = "versions"
@@ -50,7 +50,7 @@ def make_version(store: ArtifactStore, version: str, tokenizer: Tokenizer) -> Ar
     import torch
 
     shape = load_recipe(Path(__file__).parent.parent / "recipes" / "chat.toml").model
-    model = Transformer(decoder_config(shape, vocab_size=tokenizer.vocab_size))
+    model = Transformer(model_config(shape, vocab_size=tokenizer.vocab_size))
     initialise(model, seed=ord(version))
     loud = torch.tensor(
         [speaker(tokenizer.decode([index])) == version for index in range(tokenizer.vocab_size)]

@@ -90,10 +90,12 @@ class TokenizeConfig(Section):
 
 
 class ModelSection(Section):
-    """The shape of the decoder (Qwen3: RMSNorm, rotary, SwiGLU, grouped queries, QK-norm)."""
+    """The shape of the model; as it stands a decoder of Qwen3's shape (RMSNorm, rotary, SwiGLU)."""
 
+    kind: Literal["decoder", "encoder", "encoder-decoder"] = "decoder"
+    """What it does: continue text, read it both ways, or read one text and write another."""
     num_layers: int = Field(default=6, ge=1)
-    """Blocks."""
+    """Blocks; an encoder-decoder has so many twice."""
     hidden_size: int = Field(default=384, ge=8)
     """Width of the residual stream."""
     num_heads: int = Field(default=6, ge=1)
@@ -102,14 +104,50 @@ class ModelSection(Section):
     """Key and value heads; divides `num_heads`."""
     head_dim: int = Field(default=64, ge=2)
     """Width of a head; even."""
-    intermediate_size: int = Field(default=1024, ge=8)
-    """Width of the feed-forward layer."""
+    intermediate_size: int = Field(default=1024, ge=0)
+    """Width of the feed-forward layer; 0: there is none."""
     context_length: int = Field(default=512, ge=8)
     """Positions that the model is made for, in tokens."""
+    mixers: tuple[Literal["attention", "local", "lstm", "gru", "convolution"], ...] = ()
+    """How the tokens of each layer learn of each other, one a layer; empty: attention in all."""
+    window: int | None = Field(default=None, ge=1)
+    """Local attention sees tokens nearer than this."""
+    kernel_size: int = Field(default=4, ge=1)
+    """Tokens under a convolution."""
+    pooling: int = Field(default=1, ge=1)
+    """Places of a convolution of which the largest is taken."""
+    qk_norm: bool = True
+    """Whether queries and keys are normalised."""
+    beta: float | None = Field(default=None, gt=0)
+    """Attention weights are softmax(beta · cosine) instead of a scaled product."""
+    learn_beta: bool = False
+    """Whether beta is learnt from there, a number a head."""
+    projections: bool = True
+    """Whether queries, keys and values are learnt products of the tokens, or the tokens."""
+    positions: Literal["rotary", "learned", "sinusoidal", "relative", "none"] = "rotary"
+    """How the model knows where a token stands."""
     rope_theta: float = Field(default=10_000.0, gt=0)
     """Base of the rotary frequencies."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm or LayerNorm."""
+    norm_place: Literal["pre", "post", "both"] = "pre"
+    """Norms before the parts of a block, after they are added, or before and before adding."""
     norm_epsilon: float = Field(default=1e-6, gt=0)
-    """Added to the mean square in RMSNorm."""
+    """Added to the mean square in norms."""
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
+    """Of the feed-forward layers."""
+    gated: bool = True
+    """SwiGLU with silu, GeGLU with gelu; otherwise two plain products."""
+    experts: int | None = Field(default=None, ge=2)
+    """Feed-forward layers that a token may pass; absent: one, of `intermediate_size`."""
+    experts_active: int = Field(default=2, ge=1)
+    """How many of them it passes."""
+    expert_size: int = Field(default=256, ge=1)
+    """Width of each."""
+    balance: float = Field(default=0.01, ge=0)
+    """Weight of the loss that keeps experts equally busy."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the numbers that training forgets at random."""
     tie_embeddings: bool = True
     """Use one matrix for input embedding and output projection."""
 
@@ -121,6 +159,20 @@ class ModelSection(Section):
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim} is odd; rotary positions need pairs")
+        return self
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> ModelSection:
+        if self.mixers and len(self.mixers) != self.num_layers:
+            raise ValueError(f"{len(self.mixers)} mixers for num_layers = {self.num_layers}")
+        if "local" in self.mixers and self.window is None:
+            raise ValueError("local attention needs window, in tokens")
+        if self.experts is not None and self.experts_active > self.experts:
+            raise ValueError(f"experts_active = {self.experts_active} of {self.experts} experts")
+        if not self.projections and self.num_heads * self.head_dim != self.hidden_size:
+            raise ValueError("without projections num_heads times head_dim must be hidden_size")
+        if not self.projections and self.num_heads != self.num_kv_heads:
+            raise ValueError("without projections num_kv_heads must be num_heads")
         return self
 
 

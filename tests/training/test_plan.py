@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from lmloop.model.cost import count_parameters, training_bytes
+from lmloop.model.cost import count_parameters, training_bytes, training_flops_per_token
 from lmloop.sections import FinetuneConfig, ModelSection, PretrainConfig
 from lmloop.training import plan as module
 from lmloop.training.plan import Plan, make_plan
-from lmloop.training.recipes import decoder_config
+from lmloop.training.shape import model_config
 
 SHAPE = ModelSection(
     num_layers=1,
@@ -36,7 +36,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 
 def test_sizes_are_those_of_the_model(plan: Plan) -> None:
-    config = decoder_config(SHAPE, vocab_size=300)
+    config = model_config(SHAPE, vocab_size=300)
     assert plan.parameters == count_parameters(config)
     assert plan.checkpoint_bytes == 2 * plan.parameters
     assert plan.cache_bytes_per_token == 2 * 1 * 1 * 8 * 2
@@ -59,5 +59,6 @@ def test_a_clock_budget_fixes_the_time_and_the_speed_the_tokens(plan: Plan) -> N
 
 def test_the_speed_is_measured(plan: Plan) -> None:
     assert plan.tokens_per_second > 0
-    arithmetic = 6 * plan.parameters + 12 * 1 * 16 * 32
+    config = model_config(SHAPE, vocab_size=300)
+    arithmetic = training_flops_per_token(config, row_tokens=32)
     assert plan.flops_per_second == pytest.approx(plan.tokens_per_second * arithmetic)

@@ -20,7 +20,8 @@ from lmloop.sections import FinetuneConfig, ModelSection, PretrainConfig, Tokeni
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.tokenize import tokenize
 from lmloop.training import recipes
-from lmloop.training.recipes import decoder_config, finetune, pretrain
+from lmloop.training.recipes import finetune, pretrain
+from lmloop.training.shape import model_config
 
 from ..conftest import CONTEXT_LENGTH, VOCAB_SIZE
 from .conftest import make_clock
@@ -99,7 +100,7 @@ def test_a_pretrained_folder_is_whole(
         "tokenizer_config.json",
     ]
     model = load(place.folder, dtype=torch.float32)
-    assert model.config == decoder_config(SHAPE, vocab_size=VOCAB_SIZE)
+    assert model.config == model_config(SHAPE, vocab_size=VOCAB_SIZE)
     assert model.template.encode([]) == [0, 4]
     assert counts["parameters"] == sum(each.numel() for each in model.transformer.parameters())
     assert (counts["steps"], counts["tokens"], counts["precision"]) == (6, 384, "float32")

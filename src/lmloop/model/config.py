@@ -128,7 +128,11 @@ class ModelConfig:
     """Whose names and spelling the checkpoint has: a `model_type` of `families.py`."""
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` where numbers do not fit each other."""
+        """Raise `ValueError` where numbers make no sense or do not fit each other."""
+        sizes = ("vocab_size", "num_layers", "hidden_size", "num_heads", "num_kv_heads")
+        for name in (*sizes, "head_dim", "context_length", "kernel_size", "pooling"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads} heads for {self.num_kv_heads} keys: no multiple")
         if self.mixers and len(self.mixers) != self.num_layers:

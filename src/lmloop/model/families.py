@@ -7,15 +7,17 @@ an error: it could change what the model computes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lmloop.errors import ArtifactError
 from lmloop.model.config import ModelConfig
 from lmloop.model.decoders import DECODERS
 from lmloop.model.family import Data, Family, Stack
+from lmloop.model.own import OWN
 from lmloop.model.rope_entries import ROPE_ENTRIES
 
-FAMILIES: Mapping[str, Family] = {**DECODERS}
+FAMILIES: Mapping[str, Family] = {**DECODERS, "lmloop": OWN}
 _COMMON = {
     *("model_type", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
     *("layer_types", "quantization_config", *ROPE_ENTRIES),
@@ -39,6 +41,19 @@ def family_of(config: ModelConfig) -> Family:
             f"a model of family {config.family!r} has no place in Hugging Face's layout: known "
             f"here are {', '.join(map(repr, FAMILIES))}"
         ) from None
+
+
+def name_family(config: ModelConfig) -> ModelConfig:
+    """The shape as one of the first family that has it: whose checkpoints others open unchanged."""
+    for name in ("qwen3", *FAMILIES):
+        named = replace(config, family=name)
+        try:
+            told = write_config(named, stop_id=1, pad_id=0, dtype="float32")
+            if read_config(told) == named:
+                return named
+        except (ArtifactError, LookupError, TypeError, ValueError, AttributeError):
+            continue  # this family has no words for it
+    raise ArtifactError(f"no family has the shape {config}")
 
 
 def write_config(config: ModelConfig, *, stop_id: int, pad_id: int, dtype: str) -> dict[str, Any]:

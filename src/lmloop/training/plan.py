@@ -26,6 +26,7 @@ from lmloop.sections import ModelSection, TrainConfig, parse_duration
 from lmloop.tokens.loader import Batch
 from lmloop.training.loop import batch_loss
 from lmloop.training.optim import Optimizer
+from lmloop.training.shape import model_config
 
 CALIBRATION_SECONDS = 2.0
 BYTES_PER_TOKEN = 3.4
@@ -64,7 +65,7 @@ def make_plan(
     shape: ModelSection, *, vocab_size: int, stages: dict[str, TrainConfig], text_bytes: int
 ) -> Plan:
     """Foresee the training stages; takes about three seconds for the calibration."""
-    config = ModelConfig(vocab_size=vocab_size, **shape.model_dump())
+    config = model_config(shape, vocab_size=vocab_size)
     parameters = count_parameters(config)
     text_tokens = int(text_bytes / BYTES_PER_TOKEN)
     first = next(iter(stages.values()))

@@ -28,13 +28,9 @@ from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training.loop import JOURNAL, train
+from lmloop.training.shape import model_config
 
 Validate = Callable[[Transformer], float]
-
-
-def decoder_config(section: ModelSection, *, vocab_size: int) -> ModelConfig:
-    """The decoder that a recipe describes, for a tokenizer of `vocab_size` entries."""
-    return ModelConfig(vocab_size=vocab_size, **section.model_dump())
 
 
 def pretrain(
@@ -54,7 +50,7 @@ def pretrain(
     `run` holds snapshots and journal: a run that was killed goes on from there.
     """
     tokenizer = Tokenizer.open(shards)
-    model = Transformer(decoder_config(shape, vocab_size=tokenizer.vocab_size))
+    model = Transformer(model_config(shape, vocab_size=tokenizer.vocab_size))
     initialise(model, seed=seed)
     return _make_checkpoint(
         model,

@@ -1,0 +1,33 @@
+"""The shape that a recipe describes, under the family that others know it by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lmloop.model.config import Experts, ModelConfig
+from lmloop.model.families import name_family
+from lmloop.sections import ModelSection
+
+_ELSEWHERE = {"kind", "experts", "experts_active", "expert_size", "balance"}
+
+
+def model_config(section: ModelSection, *, vocab_size: int) -> ModelConfig:
+    """The model that a recipe describes, for a tokenizer of `vocab_size` entries."""
+    experts = None
+    if section.experts is not None:
+        experts = Experts(
+            count=section.experts,
+            active=section.experts_active,
+            size=section.expert_size,
+            balance=section.balance,
+        )
+    config = ModelConfig(
+        vocab_size=vocab_size,
+        experts=experts,
+        causal=section.kind != "encoder",
+        **section.model_dump(exclude=_ELSEWHERE),
+    )
+    if section.kind == "encoder-decoder":
+        encoder = replace(config, causal=False, head="none", family="lmloop")
+        config = replace(config, encoder=encoder)
+    return name_family(config)
