@@ -95,7 +95,9 @@ def train(
             factor = warmup_stable_decay(
                 share, warmup_share=config.warmup_share, decay_share=config.decay_share
             )
-            loss = batch_loss(model, loader.rows(step * rows, rows))
+            if model.config.dropout:  # the same noise again after a resume
+                torch.manual_seed(step)
+            loss = batch_loss(model.train(), loader.rows(step * rows, rows))
             value = loss.item()
             _refuse_unsound("loss", value, step, folder)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -105,7 +107,7 @@ def train(
             entry = {"step": step, "share": share, "seconds": budget.elapsed(), "loss": value}
             entry |= {"factor": factor, "norm": norm, "tokens": step * config.batch_tokens}
             if step % config.validate_every == 0:
-                entry["validation_bpb"] = validate(model)
+                entry["validation_bpb"] = validate(model.eval())
             journal.append(entry)
             _report(task, share, entry)
             if step % RELEASE_EVERY == 0:
@@ -120,7 +122,7 @@ def train(
         tokens=step * config.batch_tokens,
         seconds=budget.elapsed(),
         final_loss=_final_loss(folder / JOURNAL),
-        validation_bits_per_byte=validate(model),
+        validation_bits_per_byte=validate(model.eval()),
     )
 
 
