@@ -126,7 +126,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises `ArtifactError` naming the file that is missing or damaged, and for pickles.
     """
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
-        return _read_file(folder / WEIGHTS)
+        return read_safetensors(folder / WEIGHTS)
     try:
         places = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
         shards = sorted(set(places.values()))
@@ -137,7 +137,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise ArtifactError(f"{folder / INDEX} names {outside[0]!r}, which is no file beside it")
     tensors: dict[str, Tensor] = {}
     for shard in shards:
-        found = _read_file(folder / shard)
+        found = read_safetensors(folder / shard)
         twice = sorted(tensors.keys() & found.keys())
         if twice:
             raise ArtifactError(f"{folder / shard} holds {twice[0]} a second time")
@@ -148,7 +148,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one file; raise `ArtifactError` where it is none, or where a pickle is."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
