@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -105,10 +106,8 @@ def assemble(
     state = {}
     for name, expected in model.state_dict().items():
         if name not in tied:
-            tensor = _join(name, expected, theirs, config, family, path=path)
-            kept = dtype is None or not tensor.is_floating_point()
-            state[name] = tensor if kept else tensor.to(dtype)
-    unknown = [name for name in theirs if not name.startswith(tuple(family.ignored))]
+            state[name] = _join(name, expected, theirs, config, family, path=path, dtype=dtype)
+    unknown = [name for name in theirs if not any(part in name for part in family.ignored)]
     if unknown:
         raise ArtifactError(f"{path} holds tensors that are not known: {sorted(unknown)[:5]}")
     state |= {name: state[other] for name, other in tied.items()}
@@ -205,6 +204,7 @@ def _join(
     family: Family,
     *,
     path: Path,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     """One tensor of ours, of theirs that are used up.
 
@@ -219,12 +219,18 @@ def _join(
             like = next(tensor for tensor in theirs.values() if tensor.is_floating_point())
             parts.append(torch.zeros(own.shape, dtype=like.dtype))
             continue
+        # A model with a tied head may have been saved without it, and so without the prefix.
+        found = their_name if their_name in theirs else their_name.removeprefix(family.prefix)
         try:
-            given = theirs.pop(their_name)
-        except KeyError as error:
-            raise ArtifactError(f"{path} lacks the tensor {error}") from None
+            given = theirs.pop(found)
+        except KeyError:
+            raise ArtifactError(f"{path} lacks the tensor {their_name!r}") from None
         part = _shape_in(their_name, given)
-        part = part if change is None else change.read(part, stack_of(config, name))
+        if dtype is not None and part.is_floating_point():
+            part = part.to(dtype)  # before it is changed, which may round
+        if change is not None:
+            with suppress(RuntimeError):  # of a shape that does not fit, which is told below
+                part = change.read(part, stack_of(config, name))
         if part.shape != own.shape or (part.dtype == torch.int8) != (own.dtype == torch.int8):
             raise ArtifactError(
                 f"{path}: {their_name} is {given.dtype} {list(given.shape)}, "

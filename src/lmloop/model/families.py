@@ -13,11 +13,13 @@ from typing import Any
 from lmloop.errors import ArtifactError
 from lmloop.model.config import ModelConfig
 from lmloop.model.decoders import DECODERS
-from lmloop.model.family import Data, Family, Stack
+from lmloop.model.family import Data, Family, Stack, check_size, read_size
+from lmloop.model.gemma import GEMMAS
+from lmloop.model.gpt import GPTS
 from lmloop.model.own import OWN
 from lmloop.model.rope_entries import ROPE_ENTRIES
 
-FAMILIES: Mapping[str, Family] = {**DECODERS, "lmloop": OWN}
+FAMILIES: Mapping[str, Family] = {**DECODERS, **GEMMAS, **GPTS, "lmloop": OWN}
 _COMMON = {
     *("model_type", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
     *("layer_types", "quantization_config", *ROPE_ENTRIES),
@@ -108,12 +110,12 @@ def read_config(data: Data) -> ModelConfig:
 
 def _read_stack(stack: Stack, data: Data) -> dict[str, Any]:
     shape = dict(stack.shape)
-    shape |= {ours: _size(data, theirs) for ours, theirs in stack.sizes.items()}
+    shape |= {ours: read_size(data, theirs) for ours, theirs in stack.sizes.items()}
     shape |= {ours: data[theirs] for ours, theirs in stack.values.items()}
     if stack.read is not None:
         shape |= stack.read(data, shape)
     for name in ("num_kv_heads", "head_dim"):
-        _require_size(name, shape[name])
+        check_size(name, shape[name])
     return shape
 
 
@@ -137,16 +139,6 @@ def _check_entries(data: Data, family: Family) -> None:
             f"entries {unknown[:5]} of a {data['model_type']} are not known here and could change "
             "what the model computes: remove them from config.json if they do not"
         )
-
-
-def _size(data: Data, name: str) -> int:
-    return _require_size(name, data[name])
-
-
-def _require_size(name: str, value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} is {value!r}, no positive whole number")
-    return value
 
 
 def _is_int8(quantization: Mapping[str, Any] | None) -> bool:

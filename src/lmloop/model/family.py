@@ -28,7 +28,7 @@ class Change:
     write: Callable[[Tensor, ModelConfig], Tensor]
 
 
-TRANSPOSED = Change(lambda tensor, _: tensor.t(), lambda tensor, _: tensor.t())
+TRANSPOSED = Change(lambda tensor, _: tensor.t().contiguous(), lambda tensor, _: tensor.t())
 """Weights that lie as [inputs, outputs]."""
 PLUS_ONE = Change(lambda tensor, _: tensor + 1, lambda tensor, _: tensor - 1)
 """Norms whose weight is what is added to one."""
@@ -69,7 +69,7 @@ class Family:
     absent: Sequence[str] = ()
     """Ends of their names of tensors that are all zero and not stored."""
     ignored: Sequence[str] = ()
-    """Beginnings of their names of tensors that the model's states do not depend on."""
+    """Parts of their names of tensors that the model's states do not depend on."""
     fixed: Data = field(default_factory=dict)
     """Entries that change the computation, with the one value that is computed here."""
     settings: Data = field(default_factory=dict)
@@ -108,6 +108,18 @@ class Family:
             return self.changes[_key(name, self.changes)[0]]
         except KeyError:
             return None
+
+
+def read_size(data: Data, name: str) -> int:
+    """An entry that is a positive whole number; `KeyError` or `ValueError` where it is not."""
+    return check_size(name, data[name])
+
+
+def check_size(name: str, value: object) -> int:
+    """The value, if it is a positive whole number; else raise `ValueError`."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} is {value!r}, no positive whole number")
+    return value
 
 
 def _key(name: str, table: Mapping[str, Any]) -> tuple[str, str]:
