@@ -48,12 +48,11 @@ PARTICULAR: Mapping[str, dict[str, Any]] = {
         "attention_scale": 12**-0.5,
         "embedding_scale": 24**0.5,
     },
-    "gpt2": {"num_kv_heads": 4, "head_dim": 6, "activation": "relu"},
+    "gpt2": {"num_kv_heads": 4, "head_dim": 6},
     "gpt_neox": {
         "num_kv_heads": 4,
         "head_dim": 6,
         "rotary_share": 1 / 3,
-        "activation": "gelu_tanh",
         "parallel": True,
         "qkv_bias": True,
         "output_bias": True,

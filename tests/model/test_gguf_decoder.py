@@ -39,6 +39,14 @@ NAMES = {
 """Written out a second time: the converter's names, from Hugging Face's."""
 
 
+GEMMA = {
+    **NAMES,
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
 def draw(family: str, **changes: Any) -> Transformer:
     shape = tiny_shape(
         family=family,
@@ -70,7 +78,12 @@ def tensors_of(model: Transformer) -> dict[str, tuple[Tensor, str]]:
             prefix = f"blk.{layer}."
         if config.family == "llama" and stem in ("self_attn.q_proj", "self_attn.k_proj"):
             tensor = interleave(tensor, head_dim=config.head_dim)
-        tensors[f"{prefix}{NAMES[stem]}.{kind}"] = (tensor, "F32")
+        if config.norm_place == "both":
+            tensor = tensor + 1 if stem.endswith("norm") else tensor
+            stem = GEMMA[stem]
+        else:
+            stem = NAMES[stem]
+        tensors[f"{prefix}{stem}.{kind}"] = (tensor, "F32")
     return tensors
 
 
@@ -87,8 +100,10 @@ def metadata_of(model: Transformer) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": config.norm_epsilon,
         "rope.freq_base": config.rope_theta,
     }
-    entries = {f"{config.family}.{name}": value for name, value in told.items()}
-    return {"general.architecture": config.family, **entries}
+    if config.window is not None:
+        told["attention.sliding_window"] = config.window
+    name = config.family.removesuffix("_text")
+    return {"general.architecture": name} | {f"{name}.{key}": told[key] for key in told}
 
 
 def write(folder: Path, model: Transformer, **changes: Any) -> Path:
@@ -117,6 +132,40 @@ def test_entries_that_a_file_may_leave_out_have_their_defaults(tmp_path: Path) -
     path = write(tmp_path, model, **{f"llama.{name}": None for name in left_out})
     shape = read_shape(open_gguf(path))
     assert (shape.num_kv_heads, shape.head_dim, shape.rope_theta) == (4, 8, 10_000.0)
+
+
+def draw_gemma(**changes: Any) -> Transformer:
+    layers = 7
+    particular: dict[str, Any] = {
+        "num_layers": layers,
+        "mixers": tuple("attention" if layer == 5 else "local" for layer in range(layers)),
+        "window": 3,
+        "local_rope_theta": 10_000.0,
+        "attention_scale": 8**-0.5,
+        "embedding_scale": 24**0.5,
+    }
+    return draw("gemma3_text", **{**particular, **changes})
+
+
+@torch.no_grad()
+def test_gemma_3_has_five_local_layers_to_one_and_norms_that_hold_the_one(tmp_path: Path) -> None:
+    model = draw_gemma()
+    again = read_decoder(open_gguf(write(tmp_path, model)))
+    assert again.config == model.config
+    torch.testing.assert_close(again(TOKENS), model(TOKENS))
+
+
+def test_gemma_3_may_say_what_is_known_of_it(tmp_path: Path) -> None:
+    said = {"attention.sliding_window_pattern": 2, "rope.freq_base_swa": 700.0}
+    path = write(tmp_path, draw_gemma(), **{f"gemma3.{name}": each for name, each in said.items()})
+    shape = read_shape(open_gguf(path))
+    assert shape.mixers == ("local", "attention") * 3 + ("local",)
+    assert shape.local_rope_theta == 700.0
+
+
+def test_the_largest_gemma_3_divides_by_the_share_of_its_width(tmp_path: Path) -> None:
+    path = write(tmp_path, draw_gemma(), **{"gemma3.block_count": 62})
+    assert read_shape(open_gguf(path)).attention_scale == 6**-0.5
 
 
 @pytest.mark.parametrize(

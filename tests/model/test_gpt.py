@@ -66,18 +66,10 @@ def test_a_tensor_that_cannot_be_laid_otherwise_is_told_by_name(name: str) -> No
 
 def test_older_configs_have_the_familys_defaults() -> None:
     gpt2 = written("gpt2", n_inner=None)
-    del gpt2["activation_function"]
-    config = read_config(gpt2)
-    assert (config.intermediate_size, config.activation) == (4 * 24, "gelu_tanh")
+    assert read_config(gpt2).intermediate_size == 4 * 24
     neox = written("gpt_neox", rotary_pct=0.5, rotary_emb_base=500, rope_parameters=None)
-    for name in ("attention_bias", "use_parallel_residual", "hidden_act"):
+    for name in ("attention_bias", "use_parallel_residual", "hidden_act", "rope_theta"):
         del neox[name]
     config = read_config(neox)
     assert (config.rotary_share, config.rope_theta) == (0.5, 500.0)
     assert (config.qkv_bias, config.output_bias, config.parallel) == (True, True, True)
-    assert config.activation == "gelu"
-
-
-def test_an_activation_that_is_not_known_is_refused() -> None:
-    with pytest.raises(ArtifactError, match="activation 'tanh' cannot be opened"):
-        read_config(written("gpt2", activation_function="tanh"))

@@ -116,7 +116,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **NEOX,
             "use_parallel_residual": False,
             "attention_bias": False,
-            "hidden_act": "gelu_new",
             "rope_parameters": ROPES["yarn"] | {"partial_rotary_factor": 0.5},
         },
     ),

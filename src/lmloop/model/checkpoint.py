@@ -90,8 +90,11 @@ def assemble(
     *,
     path: Path,
     dtype: torch.dtype | None = None,
+    family: Family | None = None,
 ) -> Transformer:
     """The model of a shape and of tensors by their names, which are used up.
+
+    `family` says how they are called and lie where that is not as in a folder.
 
     Raises `ArtifactError` naming `path` and what of it is missing, too much or of another shape.
     """
@@ -99,7 +102,7 @@ def assemble(
         model = Transformer(config)
         if config.int8:
             empty_int8(model)
-    family, tied = family_of(config), tied_names(config)
+    family, tied = family or family_of(config), tied_names(config)
     for name in tied:  # some folders hold the same matrix several times
         for theirs_too in family.names_of(name, config):
             theirs.pop(theirs_too, None)

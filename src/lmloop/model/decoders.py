@@ -11,7 +11,7 @@ from typing import Any
 
 from lmloop.model.config import Experts, ModelConfig
 from lmloop.model.family import Data, Family, Stack, check_size, read_size
-from lmloop.model.rope_entries import read_rope, read_share, write_rope
+from lmloop.model.rope_entries import read_rope, write_rope
 
 Shape = dict[str, Any]
 """Fields of a `ModelConfig`."""
@@ -46,25 +46,29 @@ LLAMA_SIZES: Mapping[str, str] = {
 }
 
 
-def read_llama(data: Data, shape: Shape) -> Shape:
-    """Heads, and how positions turn."""
-    theta, scaling = read_rope(data, context_length=shape["context_length"])
+def read_llama(data: Data, shape: Shape, *, share: float | None = None) -> Shape:
+    """Heads, and how positions turn; `share` of a head unless told, and all of it for None."""
+    known = () if share is None else ("partial_rotary_factor",)
+    theta, scaling = read_rope(data, context_length=shape["context_length"], known=known)
+    told = data.get("rope_parameters") or {}
     heads = shape["num_heads"]
     return {
         "num_kv_heads": data.get("num_key_value_heads") or heads,
         "head_dim": data.get("head_dim") or shape["hidden_size"] // heads,
         "rope_theta": theta,
         "rope_scaling": scaling,
+        "rotary_share": 1.0 if share is None else told.get("partial_rotary_factor", share),
     }
 
 
 def write_llama(config: ModelConfig) -> dict[str, Any]:
     """The entries of that."""
+    part = {} if config.rotary_share == 1 else {"partial_rotary_factor": config.rotary_share}
     return {
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "rope_theta": config.rope_theta,
-        "rope_parameters": write_rope(config.rope_theta, config.rope_scaling),
+        "rope_parameters": write_rope(config.rope_theta, config.rope_scaling, **part),
         "attention_dropout": 0.0,
     }
 
@@ -126,7 +130,8 @@ LLAMA = Family(
 
 def _read_mistral(data: Data, shape: Shape) -> Shape:
     window = data.get("sliding_window", 4096)
-    return read_llama(data, shape) | read_window(window, [window is not None] * shape["num_layers"])
+    everywhere = [window is not None] * shape["num_layers"]
+    return read_llama(data, shape) | read_window(window, everywhere)
 
 
 def _write_mistral(config: ModelConfig) -> dict[str, Any]:
@@ -237,22 +242,16 @@ QWEN3_MOE = replace(
 
 
 def _read_phi3(data: Data, shape: Shape) -> Shape:
-    return _read_mistral({"sliding_window": None, **data}, shape) | {
-        "rotary_share": read_share(data, absent=data.get("partial_rotary_factor", 1.0))
-    }
-
-
-def _write_phi3(config: ModelConfig) -> dict[str, Any]:
-    share = {"partial_rotary_factor": config.rotary_share}
-    rope = write_rope(config.rope_theta, config.rope_scaling, **share)
-    return _write_mistral(config) | share | {"rope_parameters": rope}
+    share = data.get("partial_rotary_factor", 1.0)
+    local = _read_mistral({"sliding_window": None, **data}, shape)
+    return local | read_llama(data, shape, share=share)
 
 
 PHI3 = replace(
     LLAMA,
     architecture="Phi3ForCausalLM",
     bare="Phi3Model",
-    stack=replace(LLAMA.stack, read=_read_phi3, write=_write_phi3),
+    stack=replace(LLAMA.stack, read=_read_phi3, write=_write_mistral),
     names={
         **LLAMA_NAMES,
         "blocks.{}.mixer.part.qkv": ("model.layers.{}.self_attn.qkv_proj",),

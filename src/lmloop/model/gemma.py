@@ -24,7 +24,7 @@ from lmloop.model.decoders import (
     write_layer_types,
     write_llama,
 )
-from lmloop.model.family import PLUS_ONE, Change, Data, Family
+from lmloop.model.family import PLUS_ONE, Data, Family
 from lmloop.model.rope_entries import read_rope, write_rope
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -33,15 +33,11 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "blocks.{}.feed_forward.norm": ("model.layers.{}.pre_feedforward_layernorm",),
     "blocks.{}.feed_forward.part_norm": ("model.layers.{}.post_feedforward_layernorm",),
 }
-_CHANGES: Mapping[str, Change] = {
-    "norm": PLUS_ONE,
-    "blocks.{}.mixer.norm": PLUS_ONE,
-    "blocks.{}.mixer.part_norm": PLUS_ONE,
-    "blocks.{}.mixer.part.q_norm": PLUS_ONE,
-    "blocks.{}.mixer.part.k_norm": PLUS_ONE,
-    "blocks.{}.feed_forward.norm": PLUS_ONE,
-    "blocks.{}.feed_forward.part_norm": PLUS_ONE,
-}
+_NORMS = (
+    *("norm", "blocks.{}.mixer.norm", "blocks.{}.mixer.part_norm", "blocks.{}.mixer.part.q_norm"),
+    *("blocks.{}.mixer.part.k_norm", "blocks.{}.feed_forward.norm"),
+    "blocks.{}.feed_forward.part_norm",
+)
 
 
 def _read_gemma(data: Data, shape: Shape, *, window: object, absent: Sequence[bool]) -> Shape:
@@ -80,7 +76,7 @@ GEMMA2 = replace(
         write=_write_gemma2,
     ),
     names=_NAMES,
-    changes=_CHANGES,
+    changes=dict.fromkeys(_NORMS, PLUS_ONE),
     fixed={**_GEMMA, "hidden_act": "gelu_pytorch_tanh", "use_bidirectional_attention": None},
     settings=_GEMMA,
     read=("sliding_window", "query_pre_attn_scalar"),

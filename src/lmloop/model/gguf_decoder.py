@@ -7,6 +7,7 @@ halves, so the rows of queries and keys of its `llama` files come back in the ot
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor
 from lmloop.errors import ArtifactError
 from lmloop.model.checkpoint import assemble
 from lmloop.model.config import ModelConfig
+from lmloop.model.decoders import read_window
 from lmloop.model.families import FAMILIES
 from lmloop.model.gguf import GgufFile
 from lmloop.model.transformer import Transformer
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""Values of `general.architecture` that are read; `llama` is Mistral's as well."""
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
+"""Values of `general.architecture` that are read, and their families; `llama` is Mistral's too."""
 _PERMUTED = ("llama",)
 _OUTER = {
     "token_embd": "model.embed_tokens",
@@ -40,6 +42,12 @@ _INNER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GEMMA = {
+    **_INNER,
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _SIZES = {
     "num_layers": "block_count",
     "hidden_size": "embedding_length",
@@ -52,32 +60,35 @@ _SIZES = {
 def read_decoder(file: GgufFile, *, dtype: torch.dtype = torch.float32) -> Transformer:
     """The file's model in `dtype`; `ArtifactError` where it is of a kind that is not known here."""
     config = read_shape(file)
-    theirs = {_their_name(name): name for name in file.tensors}
+    inner = _GEMMA if config.norm_place == "both" else _INNER
     tensors = {}
-    for their_name, name in theirs.items():
+    for name in file.tensors:
         tensor = file.read(name, dtype=dtype)
-        tensors[their_name] = _order_rows(tensor, name, config)
-    return assemble(config, tensors, path=file.path, dtype=dtype)
+        tensors[_their_name(name, inner)] = _order_rows(tensor, name, config)
+    # Tensors have the family's names here, but lie as ours do: a norm's weight holds the one.
+    family = replace(FAMILIES[config.family], changes={})
+    return assemble(config, tensors, path=file.path, dtype=dtype, family=family)
 
 
 def read_shape(file: GgufFile) -> ModelConfig:
     """What the metadata says of the model; `ArtifactError` where an entry is missing or unknown."""
-    family = file.metadata.get("general.architecture")
-    if not isinstance(family, str) or family not in ARCHITECTURES:
+    name = file.metadata.get("general.architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ArtifactError(
-            f"{file.path}: general.architecture {family!r} cannot be opened: known here are "
+            f"{file.path}: general.architecture {name!r} cannot be opened: known here are "
             f"{', '.join(map(repr, ARCHITECTURES))}"
         )
-    told = _Told(file, family)
+    family, told = ARCHITECTURES[name], _Told(file, name)
     _check_rotation(told, file)
     sizes: dict[str, Any] = {ours: told.size(theirs) for ours, theirs in _SIZES.items()}
     heads = sizes["num_heads"]
+    sizes["head_dim"] = told.size("attention.key_length", absent=sizes["hidden_size"] // heads)
     embedding = file.tensors.get("token_embd.weight")
     return ModelConfig(
         **{**FAMILIES[family].stack.shape, **sizes},
+        **(_read_gemma(told, sizes) if name == "gemma3" else {}),
         vocab_size=embedding.shape[0] if embedding is not None else 1,
         num_kv_heads=told.size("attention.head_count_kv", absent=heads),
-        head_dim=told.size("attention.key_length", absent=sizes["hidden_size"] // heads),
         rope_theta=told.number("rope.freq_base", absent=10_000.0),
         rope_scaling=None,
         norm_epsilon=_shorten(told.number("attention.layer_norm_rms_epsilon")),
@@ -85,6 +96,21 @@ def read_shape(file: GgufFile) -> ModelConfig:
         int8=False,
         family=family,
     )
+
+
+def _read_gemma(told: _Told, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What llama.cpp knows of Gemma 3, beside what the file says."""
+    layers, width = sizes["num_layers"], sizes["hidden_size"]
+    pattern = told.size("attention.sliding_window_pattern", absent=6)
+    local = [(layer + 1) % pattern != 0 for layer in range(layers)]
+    # Only the largest, of 62 layers, divides by the width that a head would have.
+    scaled = width // sizes["num_heads"] if layers == 62 else sizes["head_dim"]
+    return {
+        **read_window(told.size("attention.sliding_window"), local),
+        "local_rope_theta": told.number("rope.freq_base_swa", absent=10_000.0),
+        "attention_scale": scaled**-0.5,
+        "embedding_scale": width**0.5,
+    }
 
 
 class _Told:
@@ -139,13 +165,13 @@ def _shorten(value: float) -> float:
     return value
 
 
-def _their_name(name: str) -> str:
+def _their_name(name: str, inner: Mapping[str, str]) -> str:
     """Hugging Face's name of a tensor; what is not known keeps its own, and is refused with it."""
     table: Mapping[str, str] = _OUTER
     prefix, rest = "", name
     if name.startswith("blk."):
         _, layer, rest = [*name.split(".", 2), ""][:3]
-        prefix, table = f"model.layers.{layer}.", _INNER
+        prefix, table = f"model.layers.{layer}.", inner
     stem, _, kind = rest.partition(".")
     return f"{prefix}{table[stem]}.{kind}" if stem in table else name
 

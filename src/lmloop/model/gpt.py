@@ -10,11 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lmloop.errors import ArtifactError
-from lmloop.model.config import Activation, ModelConfig
-from lmloop.model.decoders import LLAMA_SIZES
+from lmloop.model.config import ModelConfig
+from lmloop.model.decoders import LLAMA_SIZES, Shape, read_llama, write_llama
 from lmloop.model.family import TRANSPOSED, Change, Data, Family, Stack
-from lmloop.model.rope_entries import read_rope, read_share, write_rope
 
 _SHAPE: Mapping[str, Any] = {
     "norm": "layer",
@@ -22,52 +20,19 @@ _SHAPE: Mapping[str, Any] = {
     "feed_forward_bias": True,
     "qk_norm": False,
 }
-_ACTIVATIONS: Mapping[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-}
 
 
-def _read_activation(name: str) -> Activation:
-    try:
-        return _ACTIVATIONS[name]
-    except KeyError:
-        raise ArtifactError(
-            f"activation {name!r} cannot be opened: known here are "
-            f"{', '.join(map(repr, _ACTIVATIONS))}"
-        ) from None
-
-
-def _write_activation(activation: Activation) -> str:
-    return next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == activation)
-
-
-def _read_heads(shape: Mapping[str, Any]) -> dict[str, Any]:
-    """As many keys as queries, which share the width."""
-    heads = shape["num_heads"]
-    return {"num_kv_heads": heads, "head_dim": shape["hidden_size"] // heads}
-
-
-def _read_gpt2(data: Data, shape: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **_read_heads(shape),
-        "intermediate_size": data.get("n_inner") or 4 * shape["hidden_size"],
-        "activation": _read_activation(data.get("activation_function", "gelu_new")),
-    }
+def _read_gpt2(data: Data, shape: Shape) -> Shape:
+    inner = data.get("n_inner") or 4 * shape["hidden_size"]
+    return read_llama(data, shape) | {"intermediate_size": inner}
 
 
 def _write_gpt2(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "n_inner": config.intermediate_size,
-        "activation_function": _write_activation(config.activation),
-    }
+    return {"n_inner": config.intermediate_size}
 
 
 _PLAIN: Data = {
+    "activation_function": "gelu_new",
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
@@ -85,7 +50,13 @@ GPT2 = Family(
             "context_length": "n_positions",
         },
         values={"norm_epsilon": "layer_norm_epsilon"},
-        shape={**_SHAPE, "positions": "learned", "qkv_bias": True, "output_bias": True},
+        shape={
+            **_SHAPE,
+            "activation": "gelu_tanh",
+            "positions": "learned",
+            "qkv_bias": True,
+            "output_bias": True,
+        },
         read=_read_gpt2,
         write=_write_gpt2,
     ),
@@ -110,7 +81,7 @@ GPT2 = Family(
     ignored=(".attn.bias", ".attn.masked_bias"),
     fixed=_PLAIN,
     settings=_PLAIN,
-    read=("n_inner", "activation_function"),
+    read=("n_inner",),
     harmless=(
         *("resid_pdrop", "embd_pdrop", "attn_pdrop", "n_ctx", "reorder_and_upcast_attn"),
         *("summary_activation", "summary_first_dropout", "summary_proj_to_labels"),
@@ -130,36 +101,23 @@ def _join_heads(rows: Tensor, config: ModelConfig) -> Tensor:
     return rows.view(3, config.num_heads, -1, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)
 
 
-def _read_neox(data: Data, shape: dict[str, Any]) -> dict[str, Any]:
-    theta, scaling = read_rope(
-        {"rope_theta": data.get("rotary_emb_base", 10_000.0), **data},
-        context_length=shape["context_length"],
-        known=("partial_rotary_factor",),
-    )
+def _read_neox(data: Data, shape: Shape) -> Shape:
+    told = {"rope_theta": data.get("rotary_emb_base", 10_000.0), **data}
     biased = bool(data.get("attention_bias", True))
     return {
-        **_read_heads(shape),
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "rotary_share": read_share(data, absent=data.get("rotary_pct", 0.25)),
+        **read_llama(told, shape, share=data.get("rotary_pct", 0.25)),
         "qkv_bias": biased,
         "output_bias": biased,
         "parallel": bool(data.get("use_parallel_residual", True)),
-        "activation": _read_activation(data.get("hidden_act", "gelu")),
     }
 
 
 def _write_neox(config: ModelConfig) -> dict[str, Any]:
-    share = config.rotary_share
-    return {
-        "rope_parameters": write_rope(
-            config.rope_theta, config.rope_scaling, partial_rotary_factor=share
-        ),
+    return write_llama(config) | {
         "rotary_emb_base": config.rope_theta,
-        "rotary_pct": share,
+        "rotary_pct": config.rotary_share,
         "attention_bias": config.qkv_bias,
         "use_parallel_residual": config.parallel,
-        "hidden_act": _write_activation(config.activation),
     }
 
 
@@ -170,7 +128,7 @@ GPT_NEOX = Family(
     stack=Stack(
         sizes=LLAMA_SIZES,
         values={"norm_epsilon": "layer_norm_eps"},
-        shape=_SHAPE,
+        shape={**_SHAPE, "activation": "gelu"},
         read=_read_neox,
         write=_write_neox,
     ),
@@ -187,10 +145,9 @@ GPT_NEOX = Family(
     },
     changes={"blocks.{}.mixer.part.qkv": Change(_split_heads, _join_heads)},
     ignored=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
-    read=(
-        *("rotary_emb_base", "rotary_pct", "attention_bias"),
-        *("use_parallel_residual", "hidden_act"),
-    ),
+    fixed={"hidden_act": "gelu"},
+    settings={"hidden_act": "gelu"},
+    read=("rotary_emb_base", "rotary_pct", "attention_bias", "use_parallel_residual"),
     harmless=(
         *("hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob"),
         *("classifier_dropout", "is_decoder"),

@@ -64,9 +64,3 @@ def read_rope(
         high=float((_YARN | dict(told))[high]) if low else 4.0,
         attention_factor=told.get("attention_factor"),
     )
-
-
-def read_share(data: Mapping[str, Any], *, absent: float) -> float:
-    """Share of a head that is rotated; `absent` where the rotary entries do not say."""
-    told = data.get("rope_parameters") or {}
-    return float(told.get("partial_rotary_factor", absent))
