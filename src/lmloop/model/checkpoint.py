@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,16 +51,30 @@ _INT8 = {
 }
 
 
-def save_model(model: Transformer, folder: Path, *, stop_id: int, document_id: int) -> None:
-    """Write the model's three files into `folder`, weights in the dtype that they have."""
+def save_model(
+    model: Transformer,
+    folder: Path,
+    *,
+    stop_id: int,
+    document_id: int,
+    start_id: int | None = None,
+) -> None:
+    """Write the model's three files into `folder`, weights in the dtype that they have.
+
+    `start_id` is what an encoder-decoder's answer begins with; None: `document_id`.
+    """
     tensors = take_apart(model)
     save_file(_pack(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    config = write_config(model.config, stop_id=stop_id, pad_id=document_id, dtype=dtype)
+    config = write_config(
+        model.config, stop_id=stop_id, pad_id=document_id, dtype=dtype, start_id=start_id
+    )
     if model.config.int8:
         config["quantization_config"] = _INT8
     _write_json(folder / CONFIG, config)
     generation = {"eos_token_id": [stop_id, document_id], "pad_token_id": document_id}
+    begun = "decoder_start_token_id"
+    generation |= {begun: config[begun]} if begun in config else {}
     _write_json(folder / "generation_config.json", generation)
 
 
@@ -98,15 +113,13 @@ def assemble(
 
     Raises `ArtifactError` naming `path` and what of it is missing, too much or of another shape.
     """
+    family = family or family_of(config)
+    config = _drop_copies(theirs, config, family, path=path)
     with torch.device("meta"):
         model = Transformer(config)
         if config.int8:
             empty_int8(model)
-    family, tied = family or family_of(config), tied_names(config)
-    for name in tied:  # some folders hold the same matrix several times
-        for theirs_too in family.names_of(name, config):
-            theirs.pop(theirs_too, None)
-    state = {}
+    state, tied = {}, tied_names(config)
     for name, expected in model.state_dict().items():
         if name not in tied:
             state[name] = _join(name, expected, theirs, config, family, path=path, dtype=dtype)
@@ -120,6 +133,26 @@ def assemble(
     if "encoder.embedding.weight" in tied and model.encoder is not None:
         model.encoder.embedding = model.embedding
     return model.eval()
+
+
+def _drop_copies(
+    theirs: dict[str, Tensor], config: ModelConfig, family: Family, *, path: Path
+) -> ModelConfig:
+    """Leave one of the tensors that some folders hold several times.
+
+    A head that differs from the embedding is one of its own, whatever the shape says; gives the
+    shape without that tie. Raises `ArtifactError` for other copies that differ.
+    """
+    for name, other in tied_names(config).items():
+        (first,) = family.names_of(other, config)
+        for again in (each for each in family.names_of(name, config) if each in theirs):
+            if torch.equal(theirs.setdefault(first, theirs[again]), theirs[again]):
+                del theirs[again]
+            elif name == "head.weight":
+                config = replace(config, tie_embeddings=False)
+            else:
+                raise ArtifactError(f"{path}: {again} and {first} should be the same, but differ")
+    return config
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

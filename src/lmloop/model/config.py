@@ -120,6 +120,8 @@ class ModelConfig:
     head: Literal["plain", "transformed", "none"] = "plain"
     """Logits of the states, of the states after one more layer (as in BERT), or no logits."""
     head_bias: bool = False
+    logit_scale: float = 1.0
+    """What the states are multiplied with before they become logits."""
     logit_cap: float | None = None
     """Logits are kept within ± this by a tanh."""
     int8: bool = False

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
+def make_embedding(config: ModelConfig) -> nn.Embedding | AudioStem:
+    """What makes vectors of tokens, or of sound."""
+    if config.audio_bins is not None:
+        return AudioStem(config, config.audio_bins)
+    # Given weights: drawing random ones would import a compiler, a second of every start.
+    sizes = config.vocab_size, config.hidden_size
+    return nn.Embedding(*sizes, _weight=torch.zeros(sizes))
+
+
 class InputLayer(nn.Module):
     """What is added to the vectors of the tokens before the first block, and their norm."""
 
@@ -64,6 +73,11 @@ class AudioStem(nn.Module):
         width = config.hidden_size
         self.first = nn.Conv1d(bins, width, kernel_size=3, padding=1)
         self.second = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
+
+    @property
+    def weight(self) -> Float[Tensor, "D F 3"]:
+        """What tells in which type and place the vectors are made, as a table's does."""
+        return self.first.weight
 
     def forward(self, features: Float[Tensor, "B F T"]) -> Float[Tensor, "B t D"]:
         """Half as many vectors as frames."""

@@ -17,9 +17,10 @@ from lmloop.model.family import Data, Family, Stack, check_size, read_size
 from lmloop.model.gemma import GEMMAS
 from lmloop.model.gpt import GPTS
 from lmloop.model.own import OWN
+from lmloop.model.pairs import PAIRS
 from lmloop.model.rope_entries import ROPE_ENTRIES
 
-FAMILIES: Mapping[str, Family] = {**DECODERS, **GEMMAS, **GPTS, "lmloop": OWN}
+FAMILIES: Mapping[str, Family] = {**DECODERS, **GEMMAS, **GPTS, **PAIRS, "lmloop": OWN}
 _COMMON = {
     *("model_type", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
     *("layer_types", "quantization_config", *ROPE_ENTRIES),
@@ -30,6 +31,9 @@ _HARMLESS = {
     *("_name_or_path", "transformers.js_config", "decoder_start_token_id"),
     *("chunk_size_feed_forward", "output_attentions", "output_hidden_states", "return_dict"),
     *("id2label", "label2id", "problem_type", "is_encoder_decoder", "unsloth_fixed"),
+    *("num_beams", "length_penalty", "early_stopping", "max_length", "min_length", "prefix"),
+    *("no_repeat_ngram_size", "forced_bos_token_id", "forced_eos_token_id", "output_past"),
+    *("forced_decoder_ids", "task_specific_params"),
 }
 """Entries that change nothing about what the model computes."""
 
@@ -48,7 +52,8 @@ def family_of(config: ModelConfig) -> Family:
 def name_family(config: ModelConfig) -> ModelConfig:
     """The shape as one of the first family that has it: whose checkpoints others open unchanged."""
     for name in ("qwen3", *FAMILIES):
-        named = replace(config, family=name)
+        encoder = None if config.encoder is None else replace(config.encoder, family=name)
+        named = replace(config, family=name, encoder=encoder)
         try:
             told = write_config(named, stop_id=1, pad_id=0, dtype="float32")
             if read_config(told) == named:
@@ -58,10 +63,16 @@ def name_family(config: ModelConfig) -> ModelConfig:
     raise ArtifactError(f"no family has the shape {config}")
 
 
-def write_config(config: ModelConfig, *, stop_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
-    """The `config.json` that transformers, vLLM and the GGUF converter read."""
+def write_config(
+    config: ModelConfig, *, stop_id: int, pad_id: int, dtype: str, start_id: int | None = None
+) -> dict[str, Any]:
+    """The `config.json` that transformers, vLLM and the GGUF converter read.
+
+    `start_id` is what an encoder-decoder's answer begins with; None: `pad_id`, as in T5.
+    """
     family = family_of(config)
     bare = config.head == "none" and family.bare is not None
+    start = pad_id if start_id is None else start_id
     return {
         "architectures": [family.bare if bare else family.architecture],
         "model_type": config.family,
@@ -72,6 +83,7 @@ def write_config(config: ModelConfig, *, stop_id: int, pad_id: int, dtype: str) 
         "bos_token_id": None,
         "eos_token_id": stop_id,
         "pad_token_id": pad_id,
+        **({"decoder_start_token_id": start} if config.encoder else {}),
         "dtype": dtype,
         "use_cache": True,
     }
@@ -114,7 +126,7 @@ def _read_stack(stack: Stack, data: Data) -> dict[str, Any]:
     shape |= {ours: data[theirs] for ours, theirs in stack.values.items()}
     if stack.read is not None:
         shape |= stack.read(data, shape)
-    for name in ("num_kv_heads", "head_dim"):
+    for name in ("num_layers", "num_kv_heads", "head_dim", "context_length"):
         check_size(name, shape[name])
     return shape
 

@@ -64,6 +64,8 @@ class Family:
     names: Mapping[str, Sequence[str]]
     """The beginning of our name of a tensor, and of theirs in the order of its rows; `{}` is the
     number of the block, `{expert}` that of an expert."""
+    ungated: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names that are others where feed-forward layers have no gate."""
     changes: Mapping[str, Change] = field(default_factory=dict)
     """By the beginning of our name."""
     absent: Sequence[str] = ()
@@ -88,15 +90,14 @@ class Family:
 
         Raises `KeyError` for a tensor that no model of this family has.
         """
-        key, layer = _key(name, self.names)
+        names = self.names if config.gated else {**self.names, **self.ungated}
+        key, layer = _key(name, names)
         rest = name.removeprefix(key.format(layer))
         rest = ".weight_scale" if rest == ".scale" else rest
         experts = range(config.experts.count) if config.experts else range(1)
-        several = [one for one in experts if one == 0 or "{expert}" in self.names[key][0]]
+        several = [one for one in experts if one == 0 or "{expert}" in names[key][0]]
         theirs = [
-            each.format(layer, expert=expert) + rest
-            for expert in several
-            for each in self.names[key]
+            each.format(layer, expert=expert) + rest for expert in several for each in names[key]
         ]
         if config.head == "none" and self.bare is not None:
             theirs = [each.removeprefix(self.prefix) for each in theirs]

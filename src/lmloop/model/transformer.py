@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lmloop.model.block import Block
 from lmloop.model.config import ModelConfig
-from lmloop.model.embedding import AudioStem, HeadTransform, InputLayer
+from lmloop.model.embedding import AudioStem, HeadTransform, InputLayer, make_embedding
 from lmloop.model.norms import make_norm
 from lmloop.model.positions import RelativeBias, Rotary
 from lmloop.model.rows import PackedRows, Source
@@ -29,20 +29,17 @@ if TYPE_CHECKING:
 class Transformer(nn.Module):
     """A stack of blocks; with `config.encoder`, another one before it whose states it looks at."""
 
-    def __init__(self, config: ModelConfig, *, embedding: nn.Embedding | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, *, embedding: nn.Embedding | AudioStem | None = None
+    ) -> None:
         """`embedding` is the table of tokens where another stack has it already."""
         super().__init__()
         self.config = config
-        if embedding is None:
-            # Given weights: drawing random ones would import a compiler, a second of every start.
-            sizes = 0 if config.audio_bins else config.vocab_size, config.hidden_size
-            embedding = nn.Embedding(*sizes, _weight=torch.zeros(sizes))
-        self.embedding = embedding
-        self.stem = AudioStem(config, config.audio_bins) if config.audio_bins else None
+        self.embedding = make_embedding(config) if embedding is None else embedding
         self.input = InputLayer(config)
         self.encoder = None
         if config.encoder is not None:
-            shared = None if config.encoder.audio_bins else embedding
+            shared = None if config.encoder.audio_bins else self.embedding
             self.encoder = Transformer(config.encoder, embedding=shared)
         self.rotary = Rotary(config) if config.positions == "rotary" else None
         self.relative = RelativeBias(config) if config.positions == "relative" else None
@@ -53,7 +50,7 @@ class Transformer(nn.Module):
         if config.head != "none":
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
             if config.tie_embeddings:
-                self.head.weight = embedding.weight
+                self.head.weight = self.embedding.weight
 
     def forward(
         self,
@@ -75,7 +72,7 @@ class Transformer(nn.Module):
         source: Source | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Final hidden states of rows of tokens, or of spectrograms."""
-        x = self.embedding(tokens) if self.stem is None else self.stem(tokens)
+        x = self.embedding(tokens)
         rows, length, _ = x.shape
         segments = None if lengths is None else _end(lengths, length)
         view = PackedRows(
@@ -116,6 +113,7 @@ class Transformer(nn.Module):
         if self.head is None:
             raise ValueError("this model has no head: it gives hidden states, no logits")
         hidden = hidden if self.transform is None else self.transform(hidden)
+        hidden = hidden if self.config.logit_scale == 1.0 else hidden * self.config.logit_scale
         logits = F.linear(hidden, self.head.weight, self.head.bias)
         cap = self.config.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)

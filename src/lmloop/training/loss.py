@@ -63,7 +63,8 @@ def head_loss(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
     A head that is more than one matrix holds all logits at once.
     """
     head = model.head
-    is_matrix = model.transform is None and model.config.logit_cap is None
+    after = model.config.logit_scale, model.config.logit_cap
+    is_matrix = model.transform is None and after == (1.0, None)
     if head is not None and head.bias is None and is_matrix:
         return chunked_cross_entropy(hidden, head.weight, targets)
     total = F.cross_entropy(model.project(hidden).float(), targets, reduction="sum")

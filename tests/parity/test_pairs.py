@@ -1,0 +1,165 @@
+"""Encoder-decoders beside transformers: what it saves we compute alike, and the other way round."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lmloop.model.cache import Chunk, SlotCache
+from lmloop.model.checkpoint import load_model, save_model
+from lmloop.model.transformer import Transformer
+
+pytestmark = pytest.mark.slow
+
+T5 = {
+    "vocab_size": 50,
+    "d_model": 32,
+    "d_kv": 6,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 16,
+    "relative_attention_max_distance": 20,
+}
+BART = {
+    "vocab_size": 50,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 40,
+    "init_std": 0.2,
+}
+WHISPER = {
+    **BART,
+    "num_mel_bins": 7,
+    "max_source_positions": 20,
+    "max_target_positions": 64,
+    "begin_suppress_tokens": None,
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("T5", T5),
+    "t5 v1.1, tied": (
+        "T5",
+        {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+    "t5 v1.1": ("T5", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "t5, gated by silu": ("T5", {**T5, "feed_forward_proj": "gated-silu"}),
+    "bart": ("Bart", {**BART, "max_position_embeddings": 64}),
+    "bart, scaled": ("Bart", {**BART, "max_position_embeddings": 64, "scale_embedding": True}),
+    "whisper": ("Whisper", WHISPER),
+}
+SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "decoder_start_token_id": 3}
+STEPS = 24
+LENGTHS = torch.tensor([30, 17])
+TARGETS = torch.randint(4, 50, (2, 25), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers
+
+        return transformers
+
+
+def draw(transformers: Any, case: str) -> Any:
+    """Their random model of a case: every tensor that a real one learns is drawn."""
+    name, options = CASES[case]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**options, **SPECIAL, forced_eos_token_id=None)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    with torch.no_grad():
+        if case == "t5 v1.1":
+            model.lm_head.weight = torch.nn.Parameter(torch.randn(50, 32))
+        for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.dim() == 1 or "final_logits_bias" in key:
+                tensor.add_(0.3 * torch.randn_like(tensor))
+            elif "relative" in key:
+                tensor.normal_()
+    return model
+
+
+def make_source(case: str) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    """A batch of sources: as we take it, its lengths, and as transformers takes it."""
+    generator = torch.Generator().manual_seed(2)
+    if case == "whisper":
+        features = torch.randn(2, 7, 40, generator=generator)
+        return features, None, {"input_features": features}
+    tokens = torch.randint(4, 50, (2, 30), generator=generator)
+    seen = (torch.arange(30) < LENGTHS[:, None]).long()
+    return tokens, LENGTHS, {"input_ids": tokens * seen, "attention_mask": seen}
+
+
+def take_sources(model: Transformer, case: str) -> list[Tensor]:
+    """The encoder's states of each source of the batch, [S, E]."""
+    tokens, lengths, _ = make_source(case)
+    ends = [tokens.shape[-1]] * 2 if lengths is None else lengths.tolist()
+    return [model.read(row[None, ..., :end]).states for row, end in zip(tokens, ends, strict=True)]
+
+
+@torch.no_grad()
+def decode_cached(model: Transformer, sources: list[Tensor]) -> Tensor:
+    """Logits [2, T, V] of both targets in one cache: a half at once, then a token of each."""
+    cache = SlotCache(model.config, slots=3, length=25, dtype=torch.float32, source_length=40)
+    begun: dict[int, Tensor] | None = {2: sources[0], 0: sources[1]}
+    steps = []
+    for start, stop in [(0, 12), *((at, at + 1) for at in range(12, 25))]:
+        chunks = [Chunk(slot, start, stop - start) for slot in (2, 0)]
+        view = cache.view(chunks, sources=begun)
+        begun = None
+        states = model.encode(TARGETS[:, start:stop].flatten(), view.positions, view)
+        steps.append(model.project(states).view(2, stop - start, -1))
+    return torch.cat(steps, dim=1)
+
+
+def require_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_what_transformers_saves_we_compute_alike(
+    transformers: Any, tmp_path: Path, case: str
+) -> None:
+    theirs = draw(transformers, case)
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    tokens, lengths, given = make_source(case)
+    expected = theirs(**given, decoder_input_ids=TARGETS, output_hidden_states=True)
+    source = ours.read(tokens, lengths=lengths)
+    states = source.states.view(2, -1, 32)
+    for row, end in enumerate(states.shape[1:2] * 2 if lengths is None else lengths.tolist()):
+        require_close(states[row, :end], expected.encoder_last_hidden_state[row, :end])
+    require_close(ours.states(TARGETS, source=source), expected.decoder_hidden_states[-1])
+    require_close(ours(TARGETS, source=source), expected.logits)
+    require_close(decode_cached(ours, take_sources(ours, case)), expected.logits)
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_what_we_save_transformers_opens_and_continues_alike(
+    transformers: Any, tmp_path: Path, case: str
+) -> None:
+    first = draw(transformers, case)
+    first.save_pretrained(tmp_path / "theirs")
+    ours = load_model(tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    save_model(ours, tmp_path / "ours", stop_id=1, document_id=0, start_id=3)
+    again, report = type(first).from_pretrained(
+        tmp_path / "ours", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report.values())
+    _, _, given = make_source(case)
+    expected = first(**given, decoder_input_ids=TARGETS).logits
+    assert torch.equal(again(**given, decoder_input_ids=TARGETS).logits, expected)
+    assert load_model(tmp_path / "ours").config == ours.config
