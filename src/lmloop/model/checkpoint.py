@@ -114,6 +114,9 @@ def assemble(
     Raises `ArtifactError` naming `path` and what of it is missing, too much or of another shape.
     """
     family = family or family_of(config)
+    for older, newer in family.older.items():
+        for name in [name for name in theirs if name.endswith(older)]:
+            theirs[name.removesuffix(older) + newer] = theirs.pop(name)
     config = _drop_copies(theirs, config, family, path=path)
     with torch.device("meta"):
         model = Transformer(config)

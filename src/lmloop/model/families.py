@@ -13,6 +13,7 @@ from typing import Any
 from lmloop.errors import ArtifactError
 from lmloop.model.config import ModelConfig
 from lmloop.model.decoders import DECODERS
+from lmloop.model.encoders import ENCODERS
 from lmloop.model.family import Data, Family, Stack, check_size, read_size
 from lmloop.model.gemma import GEMMAS
 from lmloop.model.gpt import GPTS
@@ -20,7 +21,7 @@ from lmloop.model.own import OWN
 from lmloop.model.pairs import PAIRS
 from lmloop.model.rope_entries import ROPE_ENTRIES
 
-FAMILIES: Mapping[str, Family] = {**DECODERS, **GEMMAS, **GPTS, **PAIRS, "lmloop": OWN}
+FAMILIES: Mapping[str, Family] = {**DECODERS, **GEMMAS, **GPTS, **ENCODERS, **PAIRS, "lmloop": OWN}
 _COMMON = {
     *("model_type", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
     *("layer_types", "quantization_config", *ROPE_ENTRIES),
@@ -79,13 +80,13 @@ def write_config(
         **(_write_stack(family.encoder, config.encoder) if config.encoder else {}),
         **_write_stack(family.stack, config),
         "tie_word_embeddings": config.tie_embeddings,
-        **family.settings,
         "bos_token_id": None,
         "eos_token_id": stop_id,
         "pad_token_id": pad_id,
         **({"decoder_start_token_id": start} if config.encoder else {}),
         "dtype": dtype,
         "use_cache": True,
+        **family.settings,
     }
 
 

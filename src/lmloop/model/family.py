@@ -68,6 +68,8 @@ class Family:
     """Names that are others where feed-forward layers have no gate."""
     changes: Mapping[str, Change] = field(default_factory=dict)
     """By the beginning of our name."""
+    older: Mapping[str, str] = field(default_factory=dict)
+    """Ends of their names in older files, and what they have become."""
     absent: Sequence[str] = ()
     """Ends of their names of tensors that are all zero and not stored."""
     ignored: Sequence[str] = ()

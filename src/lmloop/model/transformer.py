@@ -57,10 +57,11 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, "B T"],
         *,
         lengths: Int[Tensor, "B"] | None = None,
+        types: Int[Tensor, "B T"] | None = None,
         source: Source | None = None,
     ) -> Float[Tensor, "B T V"]:
         """Logits of rows, each a text of its own, its first `lengths` tokens or all of them."""
-        states = self.states(tokens, lengths=lengths, source=source)
+        states = self.states(tokens, lengths=lengths, types=types, source=source)
         return self.project(states.flatten(0, 1)).view(*tokens.shape, -1)
 
     def states(
