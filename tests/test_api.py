@@ -16,6 +16,7 @@ from lmloop import api
 from lmloop.api import find, find_checkpoint
 from lmloop.errors import ArtifactError, ContextLengthError, RecipeError, UsageError
 from lmloop.inference.sampling import Sampling
+from lmloop.model.gguf import open_gguf
 from lmloop.sections import ServeConfig
 from lmloop.training.skip_gram import SkipGramOptions
 
@@ -138,6 +139,16 @@ def test_an_exported_folder_is_the_checkpoint_file_by_file(walked: Walked, tmp_p
     assert [path.name for path in target.parent.iterdir()] == ["model"]
 
 
+def test_a_model_is_exported_as_a_file_by_the_name_it_has(walked: Walked, tmp_path: Path) -> None:
+    source = walked.made.artifacts["finetune"]
+    target = tmp_path / "new" / "tiny.gguf"
+    made = lmloop.export(source.fingerprint, target, home=walked.home, file_format="gguf")
+    assert made == target
+    assert open_gguf(target).metadata["general.name"] == source.name
+    assert open_gguf(target).tensors["blk.0.ffn_norm.weight"].type.name == "F32"
+    assert lmloop.load(target).config == lmloop.load(source.path).config
+
+
 def test_an_export_overwrites_nothing(walked: Walked, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="exists: name a folder that does not"):
@@ -151,8 +162,9 @@ def test_a_changed_checkpoint_is_not_exported(walked: Walked, tmp_path: Path) ->
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    with pytest.raises(ArtifactError, match=r"model\.safetensors changed"):
-        lmloop.export(copy, tmp_path / "out")
+    for file_format in ("hf", "gguf"):
+        with pytest.raises(ArtifactError, match=r"model\.safetensors changed"):
+            lmloop.export(copy, tmp_path / "out", file_format=file_format)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 

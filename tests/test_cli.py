@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+import lmloop
 from lmloop import cli
 from lmloop.cli import app
 from lmloop.sections import ServeConfig
@@ -241,6 +242,36 @@ def test_export_prints_the_folder(call: Call, walked: Walked, tmp_path: Path) ->
     assert call("export", "tiny", target, "--home", walked.home) == (0, f"{target}\n", "")
     assert (target / "model.safetensors").is_file()
     assert "exists" in call.refused("export", "tiny", target, "--home", walked.home)
+
+
+def test_export_writes_a_file_for_llama_cpp(
+    call: Call, model_folder: Path, walked: Walked, tmp_path: Path
+) -> None:
+    target = tmp_path / "sea.gguf"
+    asked = ("export", model_folder, target, "--format", "gguf")
+    assert call(*asked, "--type", "F16") == (0, f"{target}\n", "")
+    assert lmloop.load(target).config == lmloop.load(model_folder).config
+    assert "exists: name a file that does not" in call.refused(*asked)
+    other = tmp_path / "other"
+    assert call("export", target, other, "--format", "gguf") == (0, f"{other}\n", "")
+    assert [path.name for path in other.iterdir()] == ["sea-Q8_0.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--format", "gguf"), "8-bit weights would be rounded a second time"),
+        (("--format", "gguf", "--type", "Q6_K"), "the type 'Q6_K' cannot be written: allowed are"),
+        (("--format", "onnx"), "the format 'onnx' is not written: allowed are hf, gguf"),
+        (("--type", "F16"), "F16 is a type of GGUF weights: add --format gguf"),
+    ],
+)
+def test_what_cannot_be_exported_is_told(
+    call: Call, walked: Walked, tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
+    target = tmp_path / "out"
+    assert told in call.refused("export", "tiny", target, "--home", walked.home, *options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plan_prints_a_table(call: Call, walked: Walked, monkeypatch: pytest.MonkeyPatch) -> None:

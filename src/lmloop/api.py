@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -241,32 +240,42 @@ def pull(
     return artifact
 
 
-def export(name: str | Path | None, folder: str | Path, *, home: str | Path | None = None) -> Path:
-    """Copy a model's folder, verified, to where transformers, vLLM or a hub upload can take it.
+def export(
+    name: str | Path | None,
+    target: str | Path,
+    *,
+    home: str | Path | None = None,
+    file_format: str = "hf",
+    weight_type: str | None = None,
+) -> Path:
+    """Write a model, verified, for other programs.
 
-    Raises `ArtifactError` where `folder` exists or cannot be written.
+    `file_format` "hf" copies its folder for transformers, vLLM or a hub. "gguf" writes one file for
+    llama.cpp, which `target` names if it ends in `.gguf`, else the folder to hold it; its weights
+    become `weight_type`: F32, F16, BF16, Q8_0 (if None), Q4_0 or Q4_K. Raises `ArtifactError` where
+    `target` exists or cannot be written, and where GGUF cannot hold the model.
     """
-    source, target = find_checkpoint(name, home=home), Path(folder)
+    from lmloop.inference.export import export_folder, export_gguf
+
+    target = Path(target)
+    if file_format not in ("hf", "gguf"):
+        raise ArtifactError(f"the format {file_format!r} is not written: allowed are hf, gguf")
+    as_file = file_format == "gguf"
+    if weight_type is not None and not as_file:
+        raise ArtifactError(f"{weight_type} is a type of GGUF weights: add --format gguf")
+    source = _find_weights(name, home=home) if as_file else find_checkpoint(name, home=home)
     if target.exists():
-        raise ArtifactError(f"{target} exists: name a folder that does not")
-    if (source / MANIFEST).exists():
-        open_artifact(source).verify()
-    beside = target.with_name(f".{target.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir(parents=True)
-        # File by file: `copytree` hides what went wrong, a full disk for one, in a list of its own.
-        for file in (path for path in source.rglob("*") if path.is_file()):
-            copy = beside / file.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-        beside.rename(target)
-    except OSError as error:
-        raise ArtifactError(
-            f"{target} cannot be written ({error.strerror}): name another folder"
-        ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        kind = "file" if target.is_file() else "folder"
+        raise ArtifactError(f"{target} exists: name a {kind} that does not")
+    folder = source if source.is_dir() else source.parent
+    artifact = open_artifact(folder) if _is_artifact(folder) else None
+    if artifact is not None:
+        artifact.verify()
+    if as_file:
+        known_as = source.resolve().stem if artifact is None else artifact.name
+        export_gguf(source, target, name=known_as, weight_type=weight_type or "Q8_0")
+    else:
+        export_folder(source, target)
     return target
 
 

@@ -324,14 +324,22 @@ def pull(
 
 @app.command()
 def export(
-    name: Annotated[str, typer.Argument(help="Name or folder of the model.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    name: Annotated[str, typer.Argument(help="Name, folder or .gguf file of the model.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to make, or a file ending in .gguf.")],
     home: Home = None,
+    file_format: Annotated[
+        str, typer.Option("--format", help="hf: transformers, vLLM; gguf: llama.cpp.")
+    ] = "hf",
+    weight_type: Annotated[
+        str | None,
+        typer.Option("--type", help="With gguf: F32, F16, BF16, Q8_0, Q4_0, Q4_K [default: Q8_0]."),
+    ] = None,
 ) -> None:
-    """Copy a model to a folder that transformers and vLLM open."""
+    """Write a model for other programs: its Hugging Face folder, or a GGUF file."""
     from lmloop import api
 
-    print(api.export(name, folder, home=home))
+    made = api.export(name, folder, home=home, file_format=file_format, weight_type=weight_type)
+    print(made)
 
 
 @app.command()

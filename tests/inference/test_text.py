@@ -69,6 +69,23 @@ def test_ids_that_each_end_inside_a_character_never_show_half_of_one() -> None:
     assert pieces[1] == "🙂"
 
 
+def test_a_decoder_that_marks_every_byte_of_a_cut_character_shows_none_of_them() -> None:
+    class Bytes:
+        """One id a byte; as SentencePiece decodes, a run of bytes is text or is none."""
+
+        def decode(self, ids: list[int]) -> str:
+            try:
+                return bytes(ids).decode()
+            except UnicodeDecodeError:
+                return REPLACEMENT * len(ids)
+
+    assembler = TextAssembler(Bytes(), ())  # type: ignore[arg-type]
+    assert [assembler.add(byte)[0] for byte in "🙂".encode()] == ["", "", "", "🙂"]
+    broken = [assembler.add(0xFF)[0] for _ in range(5)]
+    assert broken == ["", "", "", REPLACEMENT, REPLACEMENT]
+    assert assembler.finish() == REPLACEMENT * 3
+
+
 def test_a_character_cut_off_at_the_very_end_is_marked(tokenizer: Tokenizer) -> None:
     pieces, _ = assemble(tokenizer, byte_ids(tokenizer, "a🙂")[:-1])
     assert "".join(pieces) == "a" + REPLACEMENT

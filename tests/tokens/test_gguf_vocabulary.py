@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
+from array import array
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
 
 from lmloop.errors import TokenizerError
 from lmloop.tokens.gguf_vocabulary import read_vocabulary
 from lmloop.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+from . import sentence_pieces
+from .sentence_pieces import BYTE, FIXED, NORMAL, UNKNOWN, train_pieces
 
 TEXTS = ["do you like the sea?", "火车 is a train", "12345 green  tea\n\n", "🐢", ""]
 
@@ -60,10 +68,117 @@ def test_digits_are_cut_one_by_one_where_the_file_says_smollm(tokenizer: Tokeniz
     assert [piece for piece, _ in pieces] == ["in", "Ġ", "1", "2", "3", "Ġdays"]
 
 
+def test_words_that_are_tokens_are_taken_whole_where_the_file_says_llama_bpe() -> None:
+    file = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": ["<eos>", "s", "e", "a", "sea"],
+        "tokenizer.ggml.token_type": [3, 1, 1, 1, 1],
+        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.eos_token_id": 0,
+    }
+    whole = read_vocabulary(file | {"tokenizer.ggml.pre": "llama-bpe"})
+    assert (whole.encode("sea"), whole.encode_document("sea")) == ([4], [0, 4])
+    joined = read_vocabulary(file | {"tokenizer.ggml.pre": "qwen2"})
+    assert (joined.encode("sea"), joined.encode_document("sea")) == ([1, 2, 3], [1, 2, 3])
+
+
+def test_text_is_cut_as_llama_cpp_cuts_it_by_default(tokenizer: Tokenizer) -> None:
+    again = read_vocabulary(metadata_of(tokenizer, pre="default"))
+    pieces = again._backend.pre_tokenizer.pre_tokenize_str("in 12345 days!?")
+    assert [piece for piece, _ in pieces] == ["in", "Ġ", "123", "45", "Ġdays", "!?"]
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[SentencePieceProcessor, Tokenizer]:
+    """As Gemma's: no space in front, runs of spaces and lines fixed. The original and ours."""
+    original = train_pieces(prefix=False, fixed=FIXED)
+    file = sentence_pieces.metadata_of(original, add_space_prefix=False)
+    return original, read_vocabulary(file)
+
+
+@pytest.fixture(scope="module")
+def prefixed() -> tuple[SentencePieceProcessor, Tokenizer]:
+    """As Llama 2's: a space in front of every text, nothing fixed."""
+    original = train_pieces(prefix=True, fixed=[])
+    return original, read_vocabulary(sentence_pieces.metadata_of(original))
+
+
+@pytest.mark.parametrize("text", sentence_pieces.TEXTS)
+@pytest.mark.parametrize("kind", ["plain", "prefixed"])
+def test_pieces_are_those_of_sentencepiece(
+    kind: str, text: str, request: pytest.FixtureRequest
+) -> None:
+    original, ours = request.getfixturevalue(kind)
+    ids = ours.encode(text)
+    assert ids == original.encode(text)
+    assert ours.encode_document(text) == [original.bos_id(), *ids]
+    in_front = " " if kind == "prefixed" and text else ""
+    assert ours.decode(ids) == in_front + text
+
+
+@given(parts=st.lists(st.sampled_from([*"seatho \n火", "sea", "the", "<br>", "  "]), max_size=30))
+def test_pieces_of_any_text_are_those_of_sentencepiece(
+    plain: tuple[SentencePieceProcessor, Tokenizer], parts: list[str]
+) -> None:
+    original, ours = plain
+    text = "".join(parts)
+    assert ours.encode(text) == original.encode(text)
+
+
+def test_markup_is_matched_in_a_template_and_never_in_a_text(
+    plain: tuple[SentencePieceProcessor, Tokenizer],
+) -> None:
+    original, ours = plain
+    turn = original.piece_to_id("<turn>")
+    assert turn not in ours.encode("<turn>")
+    assert ours.encode_markup("<turn>sea<unk>") == [turn, *ours.encode("sea"), original.unk_id()]
+
+
+def test_what_no_piece_spells_is_unknown_where_the_file_has_no_bytes() -> None:
+    file = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "</s>", "s", "e"],
+        "tokenizer.ggml.scores": [0.0, 0.0, -1.0, -2.0],
+        "tokenizer.ggml.token_type": [UNKNOWN, 3, NORMAL, NORMAL],
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    assert read_vocabulary(file).encode("s你你e") == [2, 0, 3]
+
+
+@pytest.mark.slow
+def test_a_vocabulary_of_262144_pieces_is_read_in_seconds() -> None:
+    letters = "abcdefghijklmnop"
+    words = [*letters]
+    words += [left + right for left in words for right in letters]
+    words += [left + right for left in words[16:272] for right in words[16:272]]
+    words += [left + right for left in words[272:1000] for right in words[16:272]]
+    fixed = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens = [*fixed, *words]
+    tokens += [f"<unused{place}>" for place in range(262_144 - len(tokens))]
+    kinds = [UNKNOWN, 3] + [BYTE] * 256 + [NORMAL] * len(words)
+    kinds += [3] * (len(tokens) - len(kinds))
+    file = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": array("f", range(0, -len(tokens), -1)),
+        "tokenizer.ggml.token_type": array("i", kinds),
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    began = time.perf_counter()
+    tokenizer = read_vocabulary(file)
+    assert time.perf_counter() - began < 20
+    assert tokenizer.vocab_size == 262_144
+    assert tokenizer.encode("abcd") == [tokens.index("abcd")]
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model": "llama"}, "tokenizer.ggml.model 'llama'"),
+        ({"model": "t5"}, "tokenizer.ggml.model 't5'.*'gpt2', 'llama'"),
+        ({"tokens": ["a", "a"], "token_type": [1, 1]}, "its lists do not fit"),
+        ({"model": "llama"}, "its lists do not fit"),
         ({"pre": "unheard-of"}, "tokenizer.ggml.pre 'unheard-of'.*smollm"),
         ({"tokens": None}, "tokenizer.ggml.tokens is missing"),
         ({"tokens": [1, 2]}, "tokenizer.ggml.tokens is missing"),
@@ -78,3 +193,32 @@ def test_what_cannot_be_a_tokenizer_is_refused(
 ) -> None:
     with pytest.raises(TokenizerError, match=told):
         read_vocabulary(metadata_of(tokenizer, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"scores": None}, "its lists do not fit"),
+        ({"scores": array("f", [0.0])}, "its lists do not fit"),
+        ({"scores": ["high"] * 323}, "is damaged"),
+        ({"unknown_token_id": 10**9}, "its lists do not fit"),
+        ({"unknown_token_id": "none"}, "its lists do not fit"),
+    ],
+)
+def test_what_cannot_be_pieces_is_refused(changes: dict[str, Any], told: str) -> None:
+    original = train_pieces(prefix=False, fixed=[])
+    file = sentence_pieces.metadata_of(original, **changes)
+    with pytest.raises(TokenizerError, match=told):
+        read_vocabulary(file)
+
+
+def test_a_piece_that_would_take_hours_to_take_apart_is_refused() -> None:
+    file = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "</s>", "x" * 100_000],
+        "tokenizer.ggml.scores": [0.0, 0.0, 0.0],
+        "tokenizer.ggml.token_type": [UNKNOWN, 3, NORMAL],
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+    with pytest.raises(TokenizerError, match="a piece is longer than 256 characters"):
+        read_vocabulary(file)

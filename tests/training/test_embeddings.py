@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lmloop.errors import TrainingError
-from lmloop.model.config import DecoderConfig
+from lmloop.model.config import ModelConfig
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.loader import Batch
@@ -23,7 +23,7 @@ VOCABULARY = ["<unk>", "Sea", "stone", "海"]
 
 def make_model(*, tied: bool) -> Transformer:
     model = Transformer(
-        DecoderConfig(
+        ModelConfig(
             vocab_size=4,
             num_layers=1,
             hidden_size=8,

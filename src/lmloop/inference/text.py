@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from lmloop.tokens.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
+LONGEST_CUT = 3
+"""Replacements that one cut character may show as: some decoders give one for each byte."""
 
 
 class TextAssembler:
@@ -27,7 +29,8 @@ class TextAssembler:
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         # The last character may be cut in two by the id's end: it waits for what follows.
-        whole = text.removesuffix(REPLACEMENT)
+        held = min(len(text) - len(text.rstrip(REPLACEMENT)), LONGEST_CUT)
+        whole = text[: len(text) - held]
         new, self._shown = whole[self._shown :], len(whole)
         if whole == text:
             self._ids, self._shown = [], 0

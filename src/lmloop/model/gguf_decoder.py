@@ -23,13 +23,15 @@ from lmloop.model.transformer import Transformer
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 """Values of `general.architecture` that are read, and their families; `llama` is Mistral's too."""
-_PERMUTED = ("llama",)
-_OUTER = {
+PERMUTED = ("llama",)
+"""Those whose queries and keys lie in the other order of rows."""
+OUTER = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-_INNER = {
+"""Tensors outside the blocks: ggml's name, and Hugging Face's."""
+INNER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -42,32 +44,41 @@ _INNER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+"""Tensors of a block."""
 _GEMMA = {
-    **_INNER,
+    **INNER,
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-_SIZES = {
+SIZES = {
     "num_layers": "block_count",
     "hidden_size": "embedding_length",
     "num_heads": "attention.head_count",
     "intermediate_size": "feed_forward_length",
     "context_length": "context_length",
 }
+"""Whole numbers that every file has: our name, and ggml's."""
 
 
 def read_decoder(file: GgufFile, *, dtype: torch.dtype = torch.float32) -> Transformer:
     """The file's model in `dtype`; `ArtifactError` where it is of a kind that is not known here."""
     config = read_shape(file)
-    inner = _GEMMA if config.norm_place == "both" else _INNER
-    tensors = {}
-    for name in file.tensors:
-        tensor = file.read(name, dtype=dtype)
-        tensors[_their_name(name, inner)] = _order_rows(tensor, name, config)
     # Tensors have the family's names here, but lie as ours do: a norm's weight holds the one.
     family = replace(FAMILIES[config.family], changes={})
+    tensors = read_named(file, config, dtype=dtype)
     return assemble(config, tensors, path=file.path, dtype=dtype, family=family)
+
+
+def read_named(
+    file: GgufFile, config: ModelConfig, *, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """All tensors in `dtype` by the names, and with the rows, that Hugging Face's folder has."""
+    inner = _GEMMA if config.norm_place == "both" else INNER
+    return {
+        _their_name(name, inner): _order_rows(file.read(name, dtype=dtype), name, config)
+        for name in file.tensors
+    }
 
 
 def read_shape(file: GgufFile) -> ModelConfig:
@@ -80,7 +91,7 @@ def read_shape(file: GgufFile) -> ModelConfig:
         )
     family, told = ARCHITECTURES[name], _Told(file, name)
     _check_rotation(told, file)
-    sizes: dict[str, Any] = {ours: told.size(theirs) for ours, theirs in _SIZES.items()}
+    sizes: dict[str, Any] = {ours: told.size(theirs) for ours, theirs in SIZES.items()}
     heads = sizes["num_heads"]
     sizes["head_dim"] = told.size("attention.key_length", absent=sizes["hidden_size"] // heads)
     embedding = file.tensors.get("token_embd.weight")
@@ -167,7 +178,7 @@ def _shorten(value: float) -> float:
 
 def _their_name(name: str, inner: Mapping[str, str]) -> str:
     """Hugging Face's name of a tensor; what is not known keeps its own, and is refused with it."""
-    table: Mapping[str, str] = _OUTER
+    table: Mapping[str, str] = OUTER
     prefix, rest = "", name
     if name.startswith("blk."):
         _, layer, rest = [*name.split(".", 2), ""][:3]
@@ -179,7 +190,7 @@ def _their_name(name: str, inner: Mapping[str, str]) -> str:
 def _order_rows(tensor: Tensor, name: str, config: ModelConfig) -> Tensor:
     """Queries and keys with the rows of each head as two halves instead of as pairs."""
     stem = name.split(".")[-2] if "." in name else ""
-    if config.family not in _PERMUTED or stem not in ("attn_q", "attn_k"):
+    if config.family not in PERMUTED or stem not in ("attn_q", "attn_k"):
         return tensor
     if len(tensor) % config.head_dim:
         return tensor  # of a wrong shape, which is told when the model is put together

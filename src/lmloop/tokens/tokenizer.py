@@ -83,6 +83,12 @@ class Tokenizer:
         template: str | None = self._config.get("chat_template")
         return template
 
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What `tokenizer.json` says."""
+        told: dict[str, Any] = json.loads(self._backend.to_str())
+        return told
+
     def special_id(self, token: str) -> int:
         """The id of a special token; raise `TokenizerError` where there is none."""
         found = self._backend.token_to_id(token)

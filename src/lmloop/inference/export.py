@@ -1,0 +1,93 @@
+"""A model written for other programs: its own folder, or one GGUF file for llama.cpp.
+
+Takes: a checkpoint's folder or a `.gguf` file. Gives: a folder or a file, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from lmloop.errors import ArtifactError
+from lmloop.model.checkpoint import assemble, load_config, read_tensors
+from lmloop.model.config import ModelConfig
+from lmloop.model.gguf import open_gguf
+from lmloop.model.gguf_decoder import read_named, read_shape
+from lmloop.model.gguf_decoder_writer import describe_decoder, name_tensors
+from lmloop.model.gguf_writer import write_gguf
+from lmloop.tokens.gguf_vocabulary import read_vocabulary
+from lmloop.tokens.gguf_vocabulary_writer import describe_vocabulary
+from lmloop.tokens.tokenizer import Tokenizer
+
+SUFFIX = ".gguf"
+
+
+def export_folder(source: Path, target: Path) -> None:
+    """Copy a checkpoint's folder; raise `ArtifactError` where `target` cannot be made."""
+    with _make_whole(target) as made:
+        made.mkdir()
+        # File by file: `copytree` hides what went wrong, a full disk for one, in a list of its own.
+        for file in (path for path in source.rglob("*") if path.is_file()):
+            copy = made / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
+def export_gguf(source: Path, target: Path, *, name: str, weight_type: str) -> None:
+    """Write a model, called `name`, with its tokenizer and chat template.
+
+    `target` is a file where it ends in `.gguf`, else a folder to hold one. `weight_type` is one of
+    `gguf_decoder_writer.FILE_TYPES`. Raises `ArtifactError` or `TokenizerError` for what a GGUF
+    file cannot hold, and where `target` cannot be made.
+    """
+    config, tokenizer = _describe(source)
+    metadata = describe_decoder(config, name=name, weight_type=weight_type)
+    if tokenizer is not None:
+        metadata |= describe_vocabulary(tokenizer, size=config.vocab_size)
+    tensors = name_tensors(config, _read(source, config), weight_type=weight_type)
+    with _make_whole(target) as made:
+        if target.suffix != SUFFIX:
+            made.mkdir()
+            made /= f"{name}-{weight_type}{SUFFIX}"
+        write_gguf(made, metadata=metadata, tensors=tensors)
+
+
+def _describe(source: Path) -> tuple[ModelConfig, Tokenizer | None]:
+    """Shape and tokenizer; None where there is no tokenizer."""
+    if source.suffix == SUFFIX:
+        file = open_gguf(source)
+        has_tokenizer = "tokenizer.ggml.model" in file.metadata
+        return read_shape(file), read_vocabulary(file.metadata) if has_tokenizer else None
+    has_tokenizer = (source / "tokenizer.json").exists()
+    return load_config(source), Tokenizer.open(source) if has_tokenizer else None
+
+
+def _read(source: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """The tensors by Hugging Face's names: all that the shape has, and no others."""
+    is_file = source.suffix == SUFFIX
+    theirs = read_named(open_gguf(source), config) if is_file else read_tensors(source)
+    if config.tie_embeddings:  # some folders hold the same matrix twice
+        theirs.pop("lm_head.weight", None)
+    assemble(config, dict(theirs), path=source)
+    return theirs
+
+
+@contextmanager
+def _make_whole(target: Path) -> Iterator[Path]:
+    """A path in a folder beside `target`: what is made there moves when the block ends well."""
+    beside = target.with_name(f".{target.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    try:
+        beside.mkdir(parents=True)
+        yield beside / target.name
+        (beside / target.name).rename(target)
+    except OSError as error:
+        raise ArtifactError(
+            f"{target} cannot be written ({error.strerror}): name another place"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
