@@ -40,8 +40,9 @@ class Attention(nn.Module):
             self.output = nn.Linear(rows[0], width, bias=config.output_bias)
         self.q_norm = nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None
-        beta = None if config.beta is None else torch.full((self.num_heads, 1), config.beta)
-        self.beta = nn.Parameter(beta) if beta is not None and config.learn_beta else beta
+        self.beta: nn.Parameter | float | None = config.beta
+        if config.beta is not None and config.learn_beta:
+            self.beta = nn.Parameter(torch.full((self.num_heads, 1), config.beta))
 
     def forward(self, x: Float[Tensor, "N D"], place: Place, view: View) -> Float[Tensor, "N D"]:
         """Each token gathers from those that the view shows it."""
@@ -59,7 +60,7 @@ class Attention(nn.Module):
         # Queries and keys go through norm and rotation together: fewer and larger operators.
         qk = self._rotate(self._normalise(qk), place)
         q, k = torch.split(qk, [self.num_heads, self.num_kv_heads], dim=1)
-        return (q if self.beta is None else q * self.beta.to(q)), k, v
+        return (q if self.beta is None else q * self.beta), k, v
 
     def _normalise(self, qk: Tensor) -> Tensor:
         """Queries and keys [N, H + K, d], each head by itself; of length one for cosines."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lmloop.errors import ArtifactError
 from lmloop.model.config import ModelConfig
 from lmloop.model.ggml import WEIGHT_TYPES
-from lmloop.model.gguf_decoder import ARCHITECTURES, INNER, OUTER, PERMUTED, SIZES
+from lmloop.model.gguf_decoder import INNER, OUTER, PERMUTED, SIZES
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "BF16": 32}
 """Types of weights that a whole file can have, and llama.cpp's number of each (`llama.h`)."""
-_SAME = {"mistral": "llama"}
-"""Families that llama.cpp computes as another."""
+_WRITTEN = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "mistral": "llama"}
+"""Families, and the architecture as which llama.cpp computes each."""
 _FINER = {"Q4_K": "Q8_0", "Q4_0": "F16", "Q8_0": "F16"}
 _BY_HUGGING_FACE = {theirs: ours for table in (OUTER, INNER) for ours, theirs in table.items()}
 
@@ -84,13 +84,12 @@ def name_tensors(
 
 
 def _architecture(config: ModelConfig) -> str:
-    family = _SAME.get(config.family, config.family)
-    if family not in ARCHITECTURES:
+    if config.family not in _WRITTEN:
         raise ArtifactError(
             f"a model of the family {config.family!r} cannot be written into a GGUF file: known "
-            f"here are {', '.join(map(repr, (*ARCHITECTURES, *_SAME)))}; export it with --format hf"
+            f"here are {', '.join(map(repr, _WRITTEN))}; export it with --format hf"
         )
-    return family
+    return _WRITTEN[config.family]
 
 
 def _our_name(their_name: str) -> str:
