@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lmloop.errors import TokenizerError
+from lmloop.inference.embedding import Embedding, embed, read_embedding
 from lmloop.model.checkpoint import load_model
 from lmloop.model.config import ModelConfig
 from lmloop.model.gguf import open_gguf
@@ -30,6 +32,8 @@ class LoadedModel:
     """None where the folder has none."""
     fingerprint: str
     """Of the artifact, or "unversioned" for a folder without a manifest."""
+    embedding: Embedding | None = None
+    """How texts become vectors, where the folder says it."""
 
     @property
     def config(self) -> ModelConfig:
@@ -52,6 +56,20 @@ class LoadedModel:
         """Logits [B, T, V] of ids [B, T]."""
         logits: Tensor = self.transformer(tokens)
         return logits
+
+    @torch.inference_mode()
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Final hidden states [B, T, D] of ids [B, T]."""
+        return self.transformer.states(tokens)
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """A vector for each text, fp32 [n, D].
+
+        As the folder's files for sentence-transformers say; where it has none, the mean of the last
+        hidden states. Texts are cut at the model's length.
+        """
+        settings = self.embedding or Embedding()
+        return embed(self.transformer, self.require_tokenizer(), texts, settings=settings)
 
 
 def load(
@@ -79,6 +97,7 @@ def load(
         transformer=load_model(path, dtype=dtype),
         tokenizer=Tokenizer.open(path) if has_tokenizer else None,
         fingerprint=fingerprint,
+        embedding=read_embedding(path),
     )
 
 

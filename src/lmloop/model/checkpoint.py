@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -63,19 +64,23 @@ def save_model(
 
     `start_id` is what an encoder-decoder's answer begins with; None: `document_id`.
     """
-    tensors = take_apart(model)
-    save_file(_pack(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     config = write_config(
         model.config, stop_id=stop_id, pad_id=document_id, dtype=dtype, start_id=start_id
     )
     if model.config.int8:
         config["quantization_config"] = _INT8
-    _write_json(folder / CONFIG, config)
+    write_files(folder, take_apart(model), config)
     generation = {"eos_token_id": [stop_id, document_id], "pad_token_id": document_id}
     begun = "decoder_start_token_id"
     generation |= {begun: config[begun]} if begun in config else {}
     _write_json(folder / "generation_config.json", generation)
+
+
+def write_files(folder: Path, tensors: Mapping[str, Tensor], entries: Mapping[str, Any]) -> None:
+    """Write weights and `config.json`."""
+    save_file(_pack(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+    _write_json(folder / CONFIG, entries)
 
 
 def take_apart(model: Transformer) -> dict[str, Tensor]:
@@ -202,10 +207,23 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def load_config(folder: Path) -> ModelConfig:
     """Read `config.json`; raise `ArtifactError` where it is missing, damaged or unknown."""
+    return parse_config(folder, read_entries(folder))
+
+
+def read_entries(folder: Path) -> Any:
+    """What `config.json` says; raise `ArtifactError` where it is missing or no JSON."""
     try:
-        return read_config(json.loads((folder / CONFIG).read_text("utf-8")))
+        return json.loads((folder / CONFIG).read_text("utf-8"))
     except OSError:
         raise ArtifactError(f"{folder} is no checkpoint: it has no {CONFIG}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{folder / CONFIG} is damaged: {error!r}") from error
+
+
+def parse_config(folder: Path, entries: Any) -> ModelConfig:
+    """The shape that entries tell; raise `ArtifactError` where they make no sense."""
+    try:
+        return read_config(entries)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{folder / CONFIG} is damaged: {error!r}") from error
 

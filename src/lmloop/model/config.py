@@ -13,6 +13,8 @@ from lmloop.model.rotary import RopeScaling
 Mixer = Literal["attention", "local", "lstm", "gru", "convolution"]
 """How the tokens of one layer learn of each other; local attention sees within `window`."""
 Positions = Literal["rotary", "learned", "sinusoidal", "relative", "none"]
+Task = Literal["sequence", "token", "span", "embedding"]
+"""Labels of a text or of each token, first and last token of an answer, a vector of a text."""
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 
 

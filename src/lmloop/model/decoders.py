@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lmloop.model.config import Experts, ModelConfig
+from lmloop.model.config import Experts, ModelConfig, Task
 from lmloop.model.family import Data, Family, Stack, check_size, read_size
 from lmloop.model.rope_entries import read_rope, write_rope
 
@@ -43,6 +43,11 @@ LLAMA_SIZES: Mapping[str, str] = {
     "num_heads": "num_attention_heads",
     "intermediate_size": "intermediate_size",
     "context_length": "max_position_embeddings",
+}
+_HEADS: Mapping[Task, Mapping[str, str]] = {
+    "sequence": {"output.weight": "score.weight"},
+    "token": {"output": "score"},
+    "span": {"output": "qa_outputs"},
 }
 
 
@@ -121,6 +126,8 @@ LLAMA = Family(
     prefix="model.",
     stack=llama_stack(),
     names=LLAMA_NAMES,
+    # Most of Llama's kin call the body of the class for spans so.
+    heads={**_HEADS, "span": {**_HEADS["span"], "transformer": "transformer."}},
     fixed={**_SILU, **_NO_BIASES, "rope_interleaved": False, "pretraining_tp": 1},
     settings={**_SILU, **_NO_BIASES},
     harmless=("is_llama_config", "sliding_window", "max_window_layers"),
@@ -143,6 +150,7 @@ MISTRAL = replace(
     architecture="MistralForCausalLM",
     bare="MistralModel",
     stack=replace(LLAMA.stack, read=_read_mistral, write=_write_mistral),
+    heads=_HEADS,
     fixed=_SILU,
     settings=_SILU,
     read=("sliding_window",),

@@ -174,10 +174,14 @@ def _write_modern(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+_MODERN_HEAD = {"layer.dense": "head.dense", "layer.norm": "head.norm", "output": "classifier"}
+
+
 def _like_bert(
     name: str, names: Mapping[str, tuple[str, ...]], stack: Stack, **more: Any
 ) -> Family:
     prefix = f"{name.lower()}."
+    dense, output = ("bert.pooler", "") if name == "Bert" else ("classifier", ".out_proj")
     spare = ("pooler.", "embeddings.position_ids")
     return Family(
         architecture=f"{name}ForMaskedLM",
@@ -185,6 +189,11 @@ def _like_bert(
         prefix=prefix,
         stack=stack,
         names=names,
+        heads={
+            "sequence": {"layer.dense": f"{dense}.dense", "output": f"classifier{output}"},
+            "token": {"output": "classifier"},
+            "span": {"output": "qa_outputs"},
+        },
         ignored=(
             *(*spare, *(prefix + each for each in spare)),
             *("cls.seq_relationship.", "cls.predictions.decoder.bias", "lm_head.decoder.bias"),
@@ -239,6 +248,7 @@ ENCODERS: Mapping[str, Family] = {
             write=_write_modern,
         ),
         names=_MODERN_NAMES,
+        heads={"sequence": _MODERN_HEAD, "token": _MODERN_HEAD, "span": _MODERN_HEAD},
         fixed=_MODERN_FIXED,
         settings=_MODERN_FIXED,
         read=(

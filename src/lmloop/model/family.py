@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lmloop.model.config import ModelConfig
+from lmloop.model.config import ModelConfig, Task
 
 Data = Mapping[str, Any]
 """The entries of a `config.json`."""
@@ -66,6 +66,9 @@ class Family:
     number of the block, `{expert}` that of an expert."""
     ungated: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Names that are others where feed-forward layers have no gate."""
+    heads: Mapping[Task, Mapping[str, str]] = field(default_factory=dict)
+    """Of the classes for other tasks, the beginnings of a head's tensors, ours and theirs; and
+    `transformer`: what is in front of all others, where it is not `prefix`."""
     changes: Mapping[str, Change] = field(default_factory=dict)
     """By the beginning of our name."""
     older: Mapping[str, str] = field(default_factory=dict)

@@ -14,15 +14,14 @@
 from __future__ import annotations
 
 import torch
-
-from lmloop.model.transformer import Transformer
+from torch import nn
 
 _ZERO = ("output.weight", "down.weight", "part.down", "head.weight", "relative.weight")
 _SMALL = ("embedding.weight", "input.positions", "input.types")
 
 
 @torch.no_grad()
-def initialise(model: Transformer, *, seed: int) -> None:
+def initialise(model: nn.Module, *, seed: int) -> None:
     """Fill every parameter of `model` in place, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

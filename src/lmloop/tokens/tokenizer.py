@@ -37,10 +37,12 @@ class Tokenizer:
         self._backend = backend
         self._config = config
         self._backend.encode_special_tokens = True
+        self._backend.no_truncation()  # some files bring a length of their own for both
+        self._backend.no_padding()
         self._special = _match_special(backend)
         self.vocab_size: int = backend.get_vocab_size()
-        stop = _token_name(config.get("eos_token")) or STOP
-        document = _token_name(config.get("bos_token")) or _find_document(backend, stop)
+        stop = _first_name(config, "eos_token", "sep_token") or STOP
+        document = _first_name(config, "bos_token", "cls_token") or _find_document(backend, stop)
         self.document_id = self.special_id(document)
         self.stop_ids: tuple[int, ...] = self.special_id(stop), self.document_id
         """Any of these ends an answer."""
@@ -114,6 +116,15 @@ class Tokenizer:
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
+    def encode_inputs(self, texts: Sequence[str], *, max_length: int) -> list[list[int]]:
+        """Ids of whole texts as an encoder reads them: between the tokens that its tokenizer puts
+        around, of which none is lost where the text is cut at `max_length`."""
+        room = max(0, max_length - self._backend.num_special_tokens_to_add(is_pair=False))
+        encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        for each in encoded:
+            each.truncate(room)
+        return [self._backend.post_process(each).ids for each in encoded]
+
     def encode_markup(self, text: str) -> list[int]:
         """Ids of a template's own text, in which special tokens are meant."""
         # Cut here, not by a switch of the backend: another thread may be encoding a user's text.
@@ -132,10 +143,11 @@ class Tokenizer:
         return text
 
 
-def _token_name(told: object) -> str | None:
-    """The text of a token as a config has it: plain, or with its settings around it."""
-    name = told.get("content") if isinstance(told, dict) else told
-    return name if isinstance(name, str) else None
+def _first_name(config: dict[str, Any], *entries: str) -> str | None:
+    """The text of the first of these tokens: plain, or with its settings around it."""
+    told = [config.get(entry) for entry in entries]
+    names = [each.get("content") if isinstance(each, dict) else each for each in told]
+    return next((name for name in names if isinstance(name, str) and name), None)
 
 
 def _find_document(backend: tokenizers.Tokenizer, stop: str) -> str:
