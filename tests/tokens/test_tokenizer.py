@@ -202,3 +202,44 @@ def test_a_template_in_a_file_of_its_own_is_read(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     tokenizer = foreign(tmp_path, config=NAMED | {"chat_template": "old"})
     assert tokenizer.chat_template == "{{ messages }}"
+
+
+def write_word_pieces(folder: Path) -> tokenizers.Tokenizer:
+    """A small tokenizer of BERT's kind, whose file cuts and fills texts to six ids."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "do", "you", "like", "##s", "tea", "火", "车"]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({name: at for at, name in enumerate(names)}, unk_token="[UNK]")
+    )
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens(names[:4])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    backend.enable_truncation(6)
+    backend.enable_padding(length=6, pad_id=0, pad_token="[PAD]")
+    backend.save(str(folder / "tokenizer.json"))
+    told = {"cls_token": "[CLS]", "sep_token": {"content": "[SEP]"}, "pad_token": "[PAD]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    return backend
+
+
+def test_word_pieces_come_with_what_stands_around_them(tmp_path: Path) -> None:
+    backend = write_word_pieces(tmp_path)
+    tokenizer = Tokenizer.open(tmp_path)
+    assert (tokenizer.document_id, tokenizer.stop_ids) == (2, (3, 2))
+    assert tokenizer.encode("Do you like teas") == [4, 5, 6, 8, 7]
+    texts = ["Do you like teas 火车 xyz", "", "tea"]
+    found = tokenizer.encode_inputs(texts, max_length=512)
+    assert found == [[2, 4, 5, 6, 8, 7, 9, 10, 1, 3], [2, 3], [2, 8, 3]]
+    backend.no_padding()
+    cut = [each.ids for each in backend.encode_batch(texts)]
+    assert tokenizer.encode_inputs(texts, max_length=6) == cut == [[2, 4, 5, 6, 8, 3], *found[1:]]
+
+
+def test_special_tokens_that_are_spelt_in_an_encoders_text_stay_text(tmp_path: Path) -> None:
+    write_word_pieces(tmp_path)
+    (found,) = Tokenizer.open(tmp_path).encode_inputs(["tea[SEP]tea"], max_length=512)
+    assert found == [2, 8, 1, 1, 1, 8, 3]

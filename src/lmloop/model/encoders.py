@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lmloop.errors import ArtifactError
 from lmloop.model.config import ModelConfig
 from lmloop.model.decoders import LLAMA_SIZES
-from lmloop.model.family import Change, Data, Family, Stack
+from lmloop.model.family import Change, Data, Family, ReadShape, Stack, WriteShape
 from lmloop.model.rope_entries import read_rope, write_rope
 from lmloop.model.rotary import RopeScaling
 
@@ -52,39 +52,26 @@ _MODERN_FIXED: Data = {
 }
 
 
-def _name_bert(prefix: str) -> dict[str, tuple[str, ...]]:
-    block = f"{prefix}encoder.layer.{{}}"
-    attention = f"{block}.attention"
+def _name_bert(name: str) -> dict[str, tuple[str, ...]]:
+    """Names without those of the head."""
+    block = f"{name}.encoder.layer.{{}}"
+    attention = f"{block}.attention.self"
     return {
-        "embedding": (f"{prefix}embeddings.word_embeddings",),
-        "input.positions": (f"{prefix}embeddings.position_embeddings.weight",),
-        "input.types": (f"{prefix}embeddings.token_type_embeddings.weight",),
-        "input.norm": (f"{prefix}embeddings.LayerNorm",),
+        "embedding": (f"{name}.embeddings.word_embeddings",),
+        "input.positions": (f"{name}.embeddings.position_embeddings.weight",),
+        "input.types": (f"{name}.embeddings.token_type_embeddings.weight",),
+        "input.norm": (f"{name}.embeddings.LayerNorm",),
         "blocks.{}.mixer.part.qkv": (
-            *(f"{attention}.self.query", f"{attention}.self.key", f"{attention}.self.value"),
+            *(f"{attention}.query", f"{attention}.key", f"{attention}.value"),
         ),
-        "blocks.{}.mixer.part.output": (f"{attention}.output.dense",),
-        "blocks.{}.mixer.sum_norm": (f"{attention}.output.LayerNorm",),
+        "blocks.{}.mixer.part.output": (f"{block}.attention.output.dense",),
+        "blocks.{}.mixer.sum_norm": (f"{block}.attention.output.LayerNorm",),
         "blocks.{}.feed_forward.part.up": (f"{block}.intermediate.dense",),
         "blocks.{}.feed_forward.part.down": (f"{block}.output.dense",),
         "blocks.{}.feed_forward.sum_norm": (f"{block}.output.LayerNorm",),
     }
 
 
-_BERT_NAMES: Mapping[str, tuple[str, ...]] = {
-    **_name_bert("bert."),
-    "transform.dense": ("cls.predictions.transform.dense",),
-    "transform.norm": ("cls.predictions.transform.LayerNorm",),
-    "head.weight": ("cls.predictions.decoder.weight",),
-    "head.bias": ("cls.predictions.bias",),
-}
-_ROBERTA_NAMES: Mapping[str, tuple[str, ...]] = {
-    **_name_bert("roberta."),
-    "transform.dense": ("lm_head.dense",),
-    "transform.norm": ("lm_head.layer_norm",),
-    "head.weight": ("lm_head.decoder.weight",),
-    "head.bias": ("lm_head.bias",),
-}
 _MODERN_NAMES: Mapping[str, tuple[str, ...]] = {
     "embedding": ("model.embeddings.tok_embeddings",),
     "input.norm": ("model.embeddings.norm",),
@@ -134,7 +121,7 @@ def _add_padding(positions: Tensor, _: ModelConfig) -> Tensor:
 
 def _read_modern(data: Data, shape: dict[str, Any]) -> dict[str, Any]:
     """Which layers see a window, half of it each way, and how positions turn in both kinds."""
-    every = data.get("global_attn_every_n_layers", 3)
+    every = data.get("global_attn_every_n_layers") or 3
     kinds = data.get("layer_types") or [
         _LOCAL if layer % every else _GLOBAL for layer in range(shape["num_layers"])
     ]
@@ -174,67 +161,73 @@ def _write_modern(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_MODERN_HEAD = {"layer.dense": "head.dense", "layer.norm": "head.norm", "output": "classifier"}
-
-
 def _like_bert(
-    name: str, names: Mapping[str, tuple[str, ...]], stack: Stack, **more: Any
+    name: str,
+    *,
+    names: Mapping[str, tuple[str, ...]],
+    sequence: Mapping[str, str],
+    read: ReadShape = _read_bert,
+    write: WriteShape = _write_bert,
+    fixed: Data = _BERT_FIXED,
+    changes: Mapping[str, Change] | None = None,
 ) -> Family:
-    prefix = f"{name.lower()}."
-    dense, output = ("bert.pooler", "") if name == "Bert" else ("classifier", ".out_proj")
-    spare = ("pooler.", "embeddings.position_ids")
+    prefix, spare = f"{name.lower()}.", ("pooler.", "embeddings.position_ids")
     return Family(
         architecture=f"{name}ForMaskedLM",
         bare=f"{name}Model",
         prefix=prefix,
-        stack=stack,
-        names=names,
+        stack=Stack(
+            sizes={**LLAMA_SIZES, "token_types": "type_vocab_size"},
+            values={"norm_epsilon": "layer_norm_eps"},
+            shape=_BERT_SHAPE,
+            read=read,
+            write=write,
+        ),
+        names={**_name_bert(name.lower()), **names},
         heads={
-            "sequence": {"layer.dense": f"{dense}.dense", "output": f"classifier{output}"},
+            "sequence": sequence,
             "token": {"output": "classifier"},
             "span": {"output": "qa_outputs"},
         },
+        changes=changes or {},
         ignored=(
             *(*spare, *(prefix + each for each in spare)),
             *("cls.seq_relationship.", "cls.predictions.decoder.bias", "lm_head.decoder.bias"),
         ),
         older={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
+        fixed=fixed,
+        settings=fixed,
         read=("hidden_dropout_prob",),
         harmless=("attention_probs_dropout_prob", "classifier_dropout", "gradient_checkpointing"),
         tied=True,
-        **more,
     )
 
 
-_BERT_SIZES = {**LLAMA_SIZES, "token_types": "type_vocab_size"}
-_EPSILON = {"norm_epsilon": "layer_norm_eps"}
+_MODERN_HEAD = {"layer.dense": "head.dense", "layer.norm": "head.norm", "output": "classifier"}
 ENCODERS: Mapping[str, Family] = {
     "bert": _like_bert(
         "Bert",
-        _BERT_NAMES,
-        Stack(
-            sizes=_BERT_SIZES,
-            values=_EPSILON,
-            shape=_BERT_SHAPE,
-            read=_read_bert,
-            write=_write_bert,
-        ),
-        fixed=_BERT_FIXED,
-        settings=_BERT_FIXED,
+        names={
+            "transform.dense": ("cls.predictions.transform.dense",),
+            "transform.norm": ("cls.predictions.transform.LayerNorm",),
+            "head.weight": ("cls.predictions.decoder.weight",),
+            "head.bias": ("cls.predictions.bias",),
+        },
+        sequence={"layer.dense": "bert.pooler.dense", "output": "classifier"},
     ),
     "roberta": _like_bert(
         "Roberta",
-        _ROBERTA_NAMES,
-        Stack(
-            sizes=_BERT_SIZES,
-            values=_EPSILON,
-            shape=_BERT_SHAPE,
-            read=_read_roberta,
-            write=_write_roberta,
-        ),
-        changes={"input.positions": Change(_cut_padding, _add_padding)},
+        names={
+            "transform.dense": ("lm_head.dense",),
+            "transform.norm": ("lm_head.layer_norm",),
+            "head.weight": ("lm_head.decoder.weight",),
+            "head.bias": ("lm_head.bias",),
+        },
+        sequence={"layer.dense": "classifier.dense", "output": "classifier.out_proj"},
+        read=_read_roberta,
+        write=_write_roberta,
         fixed={**_BERT_FIXED, "pad_token_id": _PADDING},
-        settings={**_BERT_FIXED, "pad_token_id": _PADDING},
+        changes={"input.positions": Change(_cut_padding, _add_padding)},
     ),
     "modernbert": Family(
         architecture="ModernBertForMaskedLM",

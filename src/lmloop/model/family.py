@@ -18,6 +18,8 @@ from lmloop.model.config import ModelConfig, Task
 
 Data = Mapping[str, Any]
 """The entries of a `config.json`."""
+ReadShape = Callable[[Data, dict[str, Any]], dict[str, Any]]
+WriteShape = Callable[[ModelConfig], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,9 @@ class Stack:
     """Other entries that mean the same on both sides."""
     shape: Mapping[str, Any] = field(default_factory=dict)
     """What is the same in the whole family."""
-    read: Callable[[Data, dict[str, Any]], dict[str, Any]] | None = None
+    read: ReadShape | None = None
     """What follows from their entries, beside what has been read of the shape so far."""
-    write: Callable[[ModelConfig], dict[str, Any]] | None = None
+    write: WriteShape | None = None
     """Their entries of that."""
 
 
