@@ -39,9 +39,17 @@ OLDER = {
 
 
 def written(name: str, **changes: Any) -> dict[str, Any]:
-    shape = tiny_shape(family=name, **FAMILIES[name].stack.shape, num_layers=7)
-    data = write_config(shape, stop_id=1, pad_id=0, dtype="float32")
-    return data | {"sliding_window": 12, "query_pre_attn_scalar": 256} | changes
+    shape = tiny_shape(
+        **FAMILIES[name].stack.shape,
+        family=name,
+        num_layers=7,
+        mixers=("local",) * 7,
+        window=12,
+        attention_scale=1 / 16,
+        embedding_scale=24**0.5,
+        local_rope_theta=1e4 if name == "gemma3_text" else None,
+    )
+    return write_config(shape, stop_id=1, pad_id=0, dtype="float32") | changes
 
 
 def places(config: ModelConfig) -> str:

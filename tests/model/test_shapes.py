@@ -26,6 +26,7 @@ from jaxtyping import (
     UInt8,
     jaxtyped,
 )
+from torch import Tensor
 
 import lmloop.model
 from lmloop.model.norms import RMSNorm
@@ -62,7 +63,8 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if not told:
                 continue
             monkeypatch.setattr(function, "__annotations__", told)
-            hints = typing.get_type_hints(function, {**vars(module), **SHAPES})
+            known = {"Tensor": Tensor, **vars(module), **SHAPES}
+            hints = typing.get_type_hints(function, known)
             monkeypatch.setattr(function, "__annotations__", hints)
             monkeypatch.setattr(owner, name, jaxtyped(typechecker=beartype)(function))
             names.append(f"{module.__name__}.{function.__qualname__}")

@@ -66,7 +66,9 @@ class Pair(nn.Module):
         self.b = nn.Parameter(torch.zeros(len(weight), rank))
         self.magnitude = nn.Parameter(_lengths(weight)) if config.dora else None
 
-    def forward(self, inner: Tensor, y: Tensor, layer: Linear) -> Float[Tensor, "N O"]:
+    def forward(
+        self, inner: Float[Tensor, "N r"], y: Float[Tensor, "N O"], layer: Linear
+    ) -> Float[Tensor, "N O"]:
         """What becomes of y [N, O], these rows of layer(x), where inner [N, r] is A x."""
         y = torch.addmm(y, inner, self.b.to(inner.dtype).t(), alpha=self.scale)
         if self.magnitude is None:
@@ -112,7 +114,9 @@ class Adapter(nn.Module):
                 self.pairs.setdefault(path, {})[name] = pair
                 self.add_module(name.replace(".", "/"), pair)
 
-    def change(self, path: str, layer: Linear, x: Tensor, y: Tensor) -> Float[Tensor, "N O"]:
+    def change(
+        self, path: str, layer: Linear, x: Float[Tensor, "N I"], y: Float[Tensor, "N O"]
+    ) -> Float[Tensor, "N O"]:
         """What becomes of y [N, O] = layer(x [N, I]): all A's of a layer are one product."""
         pairs = list(self.pairs[path].values())
         x = F.dropout(x, self.config.dropout, training=layer.training)

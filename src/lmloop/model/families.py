@@ -53,14 +53,12 @@ def family_of(config: ModelConfig) -> Family:
 def name_family(config: ModelConfig) -> ModelConfig:
     """The shape as one of the first family that has it: whose checkpoints others open unchanged."""
     for name in ("qwen3", *FAMILIES):
-        encoder = None if config.encoder is None else replace(config.encoder, family=name)
-        named = replace(config, family=name, encoder=encoder)
+        named = replace(config, family=name)
         try:
-            told = write_config(named, stop_id=1, pad_id=0, dtype="float32")
-            if read_config(told) == named:
-                return named
-        except (ArtifactError, LookupError, TypeError, ValueError, AttributeError):
-            continue  # this family has no words for it
+            write_config(named, stop_id=1, pad_id=0, dtype="float32")
+        except ArtifactError:
+            continue
+        return named
     raise ArtifactError(f"no family has the shape {config}")
 
 
@@ -69,11 +67,26 @@ def write_config(
 ) -> dict[str, Any]:
     """The `config.json` that transformers, vLLM and the GGUF converter read.
 
-    `start_id` is what an encoder-decoder's answer begins with; None: `pad_id`, as in T5.
+    `start_id` is what an encoder-decoder's answer begins with; None: `pad_id`, as in T5. Raises
+    `ArtifactError` where the family has no words for the shape: read back it would be another.
     """
+    plain = replace(config, int8=False, dropout=0.0)  # one is said elsewhere, one is of training
+    start = pad_id if start_id is None else start_id
+    try:
+        told = _write_entries(plain, stop_id=stop_id, pad_id=pad_id, dtype=dtype, start_id=start)
+        same = replace(read_config(told), dropout=0.0) == plain
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError):
+        same = False
+    if not same:
+        raise ArtifactError(f"the family {config.family!r} has no words for the shape {plain}")
+    return _write_entries(config, stop_id=stop_id, pad_id=pad_id, dtype=dtype, start_id=start)
+
+
+def _write_entries(
+    config: ModelConfig, *, stop_id: int, pad_id: int, dtype: str, start_id: int
+) -> dict[str, Any]:
     family = family_of(config)
     bare = config.head == "none" and family.bare is not None
-    start = pad_id if start_id is None else start_id
     return {
         "architectures": [family.bare if bare else family.architecture],
         "model_type": config.family,
@@ -83,7 +96,7 @@ def write_config(
         "bos_token_id": None,
         "eos_token_id": stop_id,
         "pad_token_id": pad_id,
-        **({"decoder_start_token_id": start} if config.encoder else {}),
+        **({"decoder_start_token_id": start_id} if config.encoder else {}),
         "dtype": dtype,
         "use_cache": True,
         **family.settings,

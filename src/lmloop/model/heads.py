@@ -18,7 +18,7 @@ from lmloop.model.embedding import HeadTransform
 from lmloop.model.transformer import Transformer
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float, Int, Shaped
 
 Pooling = Literal["mean", "cls", "last"]
 """Whose state stands for a text: the mean of all, the first, the last."""
@@ -99,7 +99,9 @@ class TaskModel(nn.Module):
         output: Tensor = self.head(states)
         return F.normalize(output, dim=-1) if self.config.normalise else output
 
-    def loss(self, output: Float[Tensor, "B *T L"], targets: Tensor) -> Float[Tensor, ""]:
+    def loss(
+        self, output: Float[Tensor, "B *T L"], targets: Shaped[Tensor, "B *wanted"]
+    ) -> Float[Tensor, ""]:
         """How far an output is from its targets, as a mean.
 
         Targets: numbers of labels, int64 [B] or [B, T] with -100 for tokens that do not count;
