@@ -34,6 +34,7 @@ __all__ = [
     "serve",
     "show",
     "tokenize",
+    "transcribe",
     "update",
     "vectors",
 ]

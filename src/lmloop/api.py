@@ -204,6 +204,17 @@ def load(name: str | Path | None = None, *, home: str | Path | None = None) -> L
     return work(_find_weights(name, home=home))
 
 
+def transcribe(
+    path: str | Path,
+    *,
+    model: str | Path = "whisper-tiny.en",
+    language: str | None = None,
+    home: str | Path | None = None,
+) -> str:
+    """The text of a WAV file with speech, heard by a Whisper; see `LoadedModel.transcribe`."""
+    return load(model, home=home).transcribe(path, language=language)
+
+
 def _find_weights(name: str | Path | None, *, home: str | Path | None) -> Path:
     """What can be opened: a `.gguf` file, also that of pulled weights, or a checkpoint's folder."""
     if name is not None and Path(name).suffix == ".gguf" and Path(name).is_file():

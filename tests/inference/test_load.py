@@ -114,3 +114,8 @@ def test_a_gguf_file_is_opened_with_the_tokenizer_it_holds(
 def test_a_gguf_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"none\.gguf is no file"):
         load(tmp_path / "none.gguf")
+
+
+def test_a_model_that_does_not_hear_says_so(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="does not hear: name a Whisper"):
+        load(model_folder).transcribe(tmp_path / "speech.wav")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmloop.errors import TokenizerError
+from lmloop.corpus.audio import read_wav
+from lmloop.errors import ArtifactError, TokenizerError
 from lmloop.inference.embedding import Embedding, embed, read_embedding
-from lmloop.model.checkpoint import load_model
+from lmloop.inference.speech import transcribe_speech
+from lmloop.inference.transcribe import read_rules
+from lmloop.model.checkpoint import CONFIG, assemble, load_model
 from lmloop.model.config import ModelConfig
+from lmloop.model.ctranslate2 import open_ctranslate2
+from lmloop.model.ctranslate2_whisper import read_whisper_config, read_whisper_tensors
+from lmloop.model.families import read_config
 from lmloop.model.gguf import open_gguf
 from lmloop.model.gguf_decoder import read_decoder
 from lmloop.model.hardware import fast_dtype
@@ -21,6 +29,8 @@ from lmloop.store.artifact import MANIFEST, open_artifact
 from lmloop.tokens.chat import ChatTemplate
 from lmloop.tokens.gguf_vocabulary import read_vocabulary
 from lmloop.tokens.tokenizer import Tokenizer
+
+CTRANSLATE2 = "model.bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,8 @@ class LoadedModel:
     """Of the artifact, or "unversioned" for a folder without a manifest."""
     embedding: Embedding | None = None
     """How texts become vectors, where the folder says it."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the folder says of generation: which ids are never said, where answers begin."""
 
     @property
     def config(self) -> ModelConfig:
@@ -50,6 +62,18 @@ class LoadedModel:
         if self.tokenizer is None:
             raise TokenizerError("this checkpoint has no tokenizer: it takes ids only")
         return self.tokenizer
+
+    def transcribe(self, path: str | Path, *, language: str | None = None) -> str:
+        """The text of a WAV file with speech; a `language` where the model knows several.
+
+        Raises `ArtifactError` for a model that does not hear, `CorpusError` for a bad file,
+        `TokenizerError` for an unknown language.
+        """
+        if self.config.encoder is None or self.config.encoder.audio_bins is None:
+            raise ArtifactError("this model does not hear: name a Whisper, as 'whisper-tiny.en'")
+        tokenizer = self.require_tokenizer()
+        rules = read_rules(self.settings, tokenizer, language=language)
+        return transcribe_speech(self.transformer, read_wav(path), tokenizer=tokenizer, rules=rules)
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -75,7 +99,7 @@ class LoadedModel:
 def load(
     folder: str | Path, *, dtype: torch.dtype | None = None, verify: bool = True
 ) -> LoadedModel:
-    """Open a checkpoint: our folder, a Hugging Face folder of a known family, or a `.gguf` file.
+    """Open a checkpoint: our folder, Hugging Face's, a CTranslate2 Whisper, or a `.gguf` file.
 
     `dtype` None takes what this processor computes fastest. With `verify`, every file is compared
     with the manifest's hash first. Raises `ArtifactError` naming the file that fails.
@@ -92,13 +116,41 @@ def load(
             tokenizer=read_vocabulary(file.metadata) if has_tokenizer else None,
             fingerprint=fingerprint,
         )
+    if (path / CTRANSLATE2).is_file():
+        return _load_whisper(path, dtype=dtype, fingerprint=fingerprint)
     has_tokenizer = (path / "tokenizer.json").exists()
     return LoadedModel(
         transformer=load_model(path, dtype=dtype),
         tokenizer=Tokenizer.open(path) if has_tokenizer else None,
         fingerprint=fingerprint,
         embedding=read_embedding(path),
+        settings=_read_json(path / CONFIG) | _read_json(path / "generation_config.json"),
     )
+
+
+def _load_whisper(folder: Path, *, dtype: torch.dtype, fingerprint: str) -> LoadedModel:
+    """A Whisper that CTranslate2 wrote; its tokenizer's settings are those of every Whisper."""
+    file = open_ctranslate2(folder / CTRANSLATE2)
+    settings = read_whisper_config(file, _read_json(folder / CONFIG))
+    tensors = read_whisper_tensors(file, dtype=dtype)
+    end = dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")
+    return LoadedModel(
+        transformer=assemble(read_config(settings), tensors, path=file.path),
+        tokenizer=Tokenizer.open(folder, settings=end),
+        fingerprint=fingerprint,
+        settings=settings,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The entries of a file, none where it is missing; raise `ArtifactError` for a damaged one."""
+    try:
+        data = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if not isinstance(data, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from error
+    return data
 
 
 def _identify(folder: Path, *, verify: bool) -> str:

@@ -52,20 +52,15 @@ def generate(
         source_length=max(map(len, states)),
     )
     rules = _Rules(stop_id, max_tokens, beams, length_penalty)
-    searches = [
-        _Search(rules, list(range(first, first + beams)))
-        for first in range(0, len(sources) * beams, beams)
-    ]
+    searches = [_Search(rules, [*range(i * beams, (i + 1) * beams)]) for i in range(len(states))]
     begun = {search.slots[0]: each for search, each in zip(searches, states, strict=True)}
     for position in range(max_tokens):
         live = [search for search in searches if not search.done]
         if not live:
             break
         running = [each for one in live for each in zip(one.slots, one.ids, strict=False)]
-        view = cache.view(
-            [Chunk(slot, position, 1) for slot, _ in running],
-            sources=None if position else begun,
-        )
+        chunks = [Chunk(slot, position, 1) for slot, _ in running]
+        view = cache.view(chunks, sources=None if position else begun)
         last = torch.tensor([ids[-1] if ids else start_id for _, ids in running])
         logits = model.project(model.encode(last, view.positions, view))
         chances = torch.split(logits.float().log_softmax(-1), [len(one.ids) for one in live])

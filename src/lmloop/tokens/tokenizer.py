@@ -51,15 +51,18 @@ class Tokenizer:
         self._begins = ours or self._puts_in_front() if begins is None else bool(begins)
 
     @staticmethod
-    def open(folder: str | Path) -> Tokenizer:
+    def open(folder: str | Path, *, settings: dict[str, Any] | None = None) -> Tokenizer:
         """Read `tokenizer.json`, its `_config` and `chat_template.jinja`, if there is one.
 
-        Raises `TokenizerError` where they fail.
+        `settings` are instead of `tokenizer_config.json` where a folder has none. Raises
+        `TokenizerError` where they fail.
         """
         path = Path(folder) / "tokenizer.json"
         try:
             backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-            config = json.loads(path.with_name("tokenizer_config.json").read_text("utf-8"))
+            config = settings
+            if config is None:
+                config = json.loads(path.with_name("tokenizer_config.json").read_text("utf-8"))
             if not isinstance(config, dict):
                 raise ValueError("tokenizer_config.json is no JSON object")
             template = path.with_name("chat_template.jinja")
