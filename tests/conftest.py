@@ -188,6 +188,29 @@ def shards_folder(
     return folder
 
 
+EXTRA_TOKENS = (
+    *("<|mask|>", "<|prefix|>", "<|suffix|>", "<|middle|>"),
+    *(f"<|extra_{span}|>" for span in range(8)),
+)
+"""What the objectives need for rows of up to 100 tokens."""
+
+
+@pytest.fixture(scope="session")
+def extended_shards_folder(
+    splits: dict[str, list[Record]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same of a tokenizer that has the special tokens of all objectives."""
+    folder = tmp_path_factory.mktemp("extended")
+    tokenize(
+        TokenizeConfig(vocab_size=VOCAB_SIZE, extra_tokens=EXTRA_TOKENS),
+        splits.__getitem__,
+        folder,
+        context_length=CONTEXT_LENGTH,
+        progress=Silent(),
+    )
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tokenizer(shards_folder: Path) -> Tokenizer:
     """The tokenizer trained on the conversations above."""

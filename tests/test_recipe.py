@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -91,3 +92,100 @@ def test_the_mapping_that_a_recipe_is_made_from_stays_as_it_was() -> None:
     }
     Recipe.model_validate(data)
     assert data["update"] == {"steps": 5}
+
+
+MASKED = {"steps": 1, "objective": "masked"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "extra"),
+    [
+        ("decoder", "causal", []),
+        ("decoder", "masked", ["<|mask|>"]),
+        ("decoder", "causal+masked", ["<|mask|>"]),
+        ("decoder", "prefix", []),
+        ("decoder", "fill-in-the-middle", ["<|prefix|>", "<|suffix|>", "<|middle|>"]),
+        ("decoder", "permutation", ["<|mask|>"]),
+        ("encoder", "masked", ["<|mask|>", "<|more|>"]),
+        ("encoder", "permutation", ["<|mask|>"]),
+        ("encoder-decoder", "span-corruption", [f"<|extra_{span}|>" for span in range(30)]),
+    ],
+)
+def test_an_objective_fits_a_kind_of_model_and_its_tokens(
+    kind: str, objective: str, extra: list[str]
+) -> None:
+    made = recipe(
+        model={"kind": kind},
+        pretrain={"steps": 1, "objective": objective},
+        tokenize={"extra_tokens": extra},
+    )
+    assert made.tokenize.extra_tokens == tuple(extra)
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "allowed"),
+    [
+        ("decoder", "span-corruption", "'fill-in-the-middle', 'permutation'$"),
+        ("encoder", "causal", "'masked', 'permutation'$"),
+        ("encoder", "causal+masked", "'masked', 'permutation'$"),
+        ("encoder-decoder", "masked", "'span-corruption'$"),
+    ],
+)
+def test_an_objective_that_does_not_fit_the_kind_is_told_with_those_that_do(
+    kind: str, objective: str, allowed: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        recipe(model={"kind": kind}, pretrain={"steps": 1, "objective": objective})
+    (error,) = caught.value.errors()
+    told = f"pretrain.objective = '{objective}' does not fit model.kind = '{kind}'"
+    assert told in error["msg"]
+    assert re.search(allowed, error["msg"])
+
+
+@pytest.mark.parametrize(
+    ("objective", "extra", "told"),
+    [
+        ("masked", [], "'masked' needs '<|mask|>': add"),
+        (
+            "fill-in-the-middle",
+            ["<|prefix|>"],
+            "needs '<|suffix|>' and 1 more up to '<|middle|>': add",
+        ),
+        (
+            "span-corruption",
+            ["<|extra_0|>"],
+            "needs '<|extra_1|>' and 28 more up to '<|extra_29|>'",
+        ),
+    ],
+)
+def test_special_tokens_that_an_objective_lacks_are_named_with_their_key(
+    objective: str, extra: list[str], told: str
+) -> None:
+    kind = "encoder-decoder" if objective == "span-corruption" else "decoder"
+    with pytest.raises(ValidationError) as caught:
+        recipe(
+            model={"kind": kind},
+            pretrain={"steps": 1, "objective": objective},
+            tokenize={"extra_tokens": extra},
+        )
+    message = caught.value.errors()[0]["msg"]
+    assert told in message
+    assert message.endswith("to tokenize.extra_tokens")
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"num_layers": 2, "mixers": ("attention", "gru")}, "model.mixers has 'gru'"),
+        ({"num_layers": 1, "mixers": ("local",), "window": 4}, "model.mixers has 'local'"),
+        ({"positions": "relative"}, "model.positions = 'relative' does not tell them"),
+        ({"positions": "none"}, "model.positions = 'none' does not tell them"),
+    ],
+)
+def test_a_permutation_needs_layers_that_take_in_its_order_and_positions(
+    model: dict[str, Any], told: str
+) -> None:
+    given = {"tokenize": {"extra_tokens": ["<|mask|>"]}, "model": model}
+    recipe(pretrain=MASKED, **given)
+    with pytest.raises(ValidationError, match=told):
+        recipe(pretrain={**MASKED, "objective": "permutation"}, **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_type_hints
 
 import pytest
@@ -150,3 +151,48 @@ def test_training_needs_exactly_one_of_steps_budget_and_replay(section: type[Sec
     for data in ({}, {"steps": 5, "budget": "5m"}, {"steps": 5, "replay": "a"}, given):
         with pytest.raises(ValidationError, match="give exactly one of budget"):
             section.model_validate(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"extra_tokens": ["mask"]}, "'mask' is no name of a special token: write '<|name|>'"),
+        ({"extra_tokens": ["<|A b|>"]}, "is no name of a special token"),
+        ({"extra_tokens": ["<|mask|>", "<|mask|>"]}, "names a token twice"),
+        ({"extra_tokens": ["<|mask|>"], "vocab_size": 300}, "at least 301 is needed"),
+    ],
+)
+def test_extra_tokens_are_names_of_their_own_with_room_beside_them(
+    data: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        TokenizeConfig.model_validate(data)
+
+
+def test_a_recipe_that_says_nothing_of_an_objective_is_plainly_causal() -> None:
+    config = PretrainConfig(steps=1)
+    assert (config.objective, config.special_tokens) == ("causal", ())
+    assert config.is_scored_in_bytes
+    assert TokenizeConfig().extra_tokens == ()
+
+
+@pytest.mark.parametrize("objective", ["masked", "permutation", "span-corruption"])
+def test_what_makes_no_model_of_next_tokens_is_not_scored_in_bytes(objective: str) -> None:
+    data = {"steps": 1, "objective": objective}
+    assert not PretrainConfig.model_validate(data).is_scored_in_bytes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": "guess"},
+        {"mask_rate": 0.0},
+        {"mask_rate": 1.0},
+        {"causal_share": 1.1},
+        {"middle_share": -0.1},
+        {"span_length": 0.9},
+    ],
+)
+def test_an_objective_and_its_shares_are_checked(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        PretrainConfig.model_validate({"steps": 1, **change})

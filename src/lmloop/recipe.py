@@ -31,6 +31,15 @@ from lmloop.upkeep import (
     UpdateConfig,
 )
 
+OBJECTIVES = {
+    "decoder": (
+        *("causal", "masked", "causal+masked", "prefix", "fill-in-the-middle", "permutation"),
+    ),
+    "encoder": ("masked", "permutation"),
+    "encoder-decoder": ("span-corruption",),
+}
+"""What each kind of model can be pre-trained with."""
+
 
 class Recipe(Section):
     """One TOML file: a section a stage."""
@@ -87,3 +96,39 @@ class Recipe(Section):
                     f"{stage}.row_tokens = {section.row_tokens}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> Recipe:
+        objective, kind = self.pretrain.objective, self.model.kind
+        if objective not in OBJECTIVES[kind]:
+            raise ValueError(
+                f"pretrain.objective = {objective!r} does not fit model.kind = {kind!r}: allowed "
+                f"is {', '.join(map(repr, OBJECTIVES[kind]))}"
+            )
+        missing = [
+            each for each in self.pretrain.special_tokens if each not in self.tokenize.extra_tokens
+        ]
+        if missing:
+            others = f" and {len(missing) - 1} more up to {missing[-1]!r}" if missing[1:] else ""
+            raise ValueError(
+                f"pretrain.objective = {objective!r} needs {missing[0]!r}{others}: "
+                "add to tokenize.extra_tokens"
+            )
+        if objective == "permutation":
+            self._check_order_is_kept()
+        return self
+
+    def _check_order_is_kept(self) -> None:
+        """Layers that take in the order of the row would show what is not revealed yet."""
+        others = sorted(set(self.model.mixers) - {"attention"})
+        if others:
+            raise ValueError(
+                f"pretrain.objective = 'permutation' needs attention in all layers: model.mixers "
+                f"has {', '.join(map(repr, others))}"
+            )
+        if self.model.positions in ("relative", "none"):
+            raise ValueError(
+                "pretrain.objective = 'permutation' asks for tokens by their positions: "
+                f"model.positions = {self.model.positions!r} does not tell them, 'rotary', "
+                "'learned' and 'sinusoidal' do"
+            )

@@ -87,6 +87,23 @@ class TokenizeConfig(Section):
 
     vocab_size: int = Field(default=4096, ge=300, le=1_000_000)
     """Entries of the byte-level BPE vocabulary, special tokens included."""
+    extra_tokens: tuple[str, ...] = Field(default=(), strict=False)
+    """Special tokens behind the usual ones, such as `<|mask|>`, which some objectives need."""
+
+    @model_validator(mode="after")
+    def _check_extra_tokens(self) -> TokenizeConfig:
+        for token in self.extra_tokens:
+            if re.fullmatch(r"<\|[a-z0-9_]+\|>", token) is None:
+                raise ValueError(f"{token!r} is no name of a special token: write '<|name|>'")
+        if len(set(self.extra_tokens)) < len(self.extra_tokens):
+            raise ValueError("extra_tokens names a token twice: once is enough")
+        least = 300 + len(self.extra_tokens)
+        if self.vocab_size < least:
+            raise ValueError(
+                f"vocab_size = {self.vocab_size} leaves no room beside {len(self.extra_tokens)} "
+                f"extra_tokens: at least {least} is needed"
+            )
+        return self
 
 
 class ModelSection(Section):
@@ -206,7 +223,7 @@ class TrainConfig(Section):
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     validate_every: int = Field(default=200, ge=1)
-    """Steps between two measurements of validation bits per byte."""
+    """Steps between two measurements on the validation split."""
     save_every: int = Field(default=200, ge=1)
     """Steps between two snapshots: what `kill -9` can cost at most."""
 
@@ -225,7 +242,48 @@ class TrainConfig(Section):
 
 
 class PretrainConfig(TrainConfig):
-    """Token ids to a base model: next-token loss on everything."""
+    """Token ids to a base model: one objective on everything."""
+
+    objective: Literal[
+        "causal",
+        "masked",
+        "causal+masked",
+        "prefix",
+        "fill-in-the-middle",
+        "permutation",
+        "span-corruption",
+    ] = "causal"
+    """What is learnt: the next token, hidden ones, either, what follows a prefix, a middle, tokens
+    in a drawn order, or spans that left the encoder's text."""
+    mask_rate: float = Field(default=0.15, gt=0, lt=1)
+    """Share of tokens that is predicted (masked, permutation) or leaves (span-corruption)."""
+    mask_words: bool = False
+    """Hide whole words (masked and causal+masked)."""
+    causal_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of texts that stay causal (causal+masked)."""
+    middle_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of texts whose middle is put last (fill-in-the-middle)."""
+    span_length: float = Field(default=3.0, ge=1)
+    """Tokens of a span on average (span-corruption)."""
+
+    @property
+    def is_scored_in_bytes(self) -> bool:
+        """Whether the model can then be asked for each next token, and so for bits per byte."""
+        return self.objective in ("causal", "causal+masked", "prefix", "fill-in-the-middle")
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What the objective needs beyond the usual special tokens."""
+        if self.objective in ("masked", "causal+masked", "permutation"):
+            return ("<|mask|>",)
+        if self.objective == "fill-in-the-middle":
+            return "<|prefix|>", "<|suffix|>", "<|middle|>"
+        if self.objective != "span-corruption":
+            return ()
+        # A row of one text, of which each token stays, or leaves with 1 / span_length of a span.
+        spans_a_token = self.mask_rate / self.span_length
+        text = self.row_tokens / (1 - self.mask_rate + spans_a_token)
+        return tuple(f"<|extra_{span}|>" for span in range(math.ceil(text * spans_a_token) + 1))
 
 
 class FinetuneConfig(TrainConfig):

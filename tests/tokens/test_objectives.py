@@ -33,6 +33,7 @@ from lmloop.tokens.objectives import (
     join_middle,
     masked,
     permuted,
+    permuted_in_one_stream,
     preference,
     prefix,
     visible,
@@ -461,6 +462,34 @@ def test_every_factorisation_order_is_equally_likely() -> None:
     counts = Counter(tuple(each.order.tolist()) for each in made)
     assert len(counts) == 24
     assert chisquare(list(counts.values())).pvalue > 0.001
+
+
+@given(ids=texts, share=st.floats(0, 1), seed=seeds)
+def test_a_question_in_one_stream_sees_what_the_query_stream_sees(
+    ids: list[int], share: float, seed: int
+) -> None:
+    options = Permutation(share=share, special_ids=SPECIAL)
+    two = permuted(ids, options, generator=seeded(seed))
+    one = permuted_in_one_stream(ids, options, mask_id=MASK, generator=seeded(seed))
+    assert one.positions is not None
+    asked = np.flatnonzero(two.learnt)
+    assert one.tokens.tolist() == [*ids, *[MASK] * len(asked)]
+    assert one.positions.tolist() == [*range(len(ids)), *asked]
+    assert np.array_equal(np.flatnonzero(one.learnt), len(ids) + np.arange(len(asked)))
+    assert np.array_equal(one.targets[one.learnt], two.targets[two.learnt])
+    seen, text = visible(one.order), slice(len(ids))
+    assert np.array_equal(seen[text, text], visible(two.order))
+    assert np.array_equal(seen[len(ids) :, text], visible(two.order, itself=False)[asked])
+    assert seen.diagonal().all()
+
+
+def test_a_question_is_never_seen_by_what_was_revealed_before_it() -> None:
+    example = permuted_in_one_stream(
+        range(20, 40), Permutation(share=0.5), mask_id=MASK, generator=seeded()
+    )
+    asked, text = example.order[20:], example.order[:20]
+    seen = visible(example.order)[:20, 20:]
+    assert np.array_equal(seen, asked[None] < text[:, None])
 
 
 def test_permuting_one_token_or_special_ones_only() -> None:

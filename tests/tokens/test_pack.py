@@ -13,6 +13,7 @@ from lmloop.tokens.objectives import (
     causal,
     masked,
     permuted,
+    permuted_in_one_stream,
     prefix,
     visible,
 )
@@ -73,6 +74,16 @@ def test_sources_are_packed_beside_their_targets() -> None:
     assert row.source_positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1]
     assert row.targets.tolist() == [99, 12, 1, 6, 6, 99, 21, 1]
     assert row.segments.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+
+
+def test_positions_that_an_example_tells_are_kept() -> None:
+    drawn = permuted_in_one_stream(
+        [20, 21, 22], Permutation(share=0.3), mask_id=9, generator=np.random.default_rng(0)
+    )
+    row = pack([causal([5, 6]), drawn, causal([7])], length=9)
+    asked = int(np.flatnonzero(drawn.order[:3] == 5)[0])
+    assert row.positions.tolist() == [0, 1, 0, 1, 2, asked, 0, 0, 1]
+    assert row.tokens.tolist() == [5, 6, 20, 21, 22, 9, 7, 0, 0]
 
 
 def test_nothing_packs_into_nothing_or_into_padding() -> None:

@@ -93,6 +93,37 @@ def test_training_gives_the_same_tokenizer_again(
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+def test_extra_tokens_stand_behind_the_usual_ones_and_text_never_turns_into_them() -> None:
+    texts = ["some longer words that are repeated in every further sentence", "a train to the sea"]
+    settings: dict[str, Any] = {"vocab_size": 300, "chat_template": "", "context_length": 8}
+    plain = train_tokenizer(texts, **settings)
+    made = train_tokenizer(texts, **settings, extra_tokens=("<|mask|>", "<|extra_0|>"))
+    assert [made.special_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3, 4]
+    assert [made.special_id(token) for token in ("<|mask|>", "<|extra_0|>")] == [5, 6]
+    assert made.special_ids == (0, 1, 2, 3, 4, 5, 6)
+    assert plain.special_ids == (0, 1, 2, 3, 4)
+    assert made.vocab_size == plain.vocab_size == 300
+    assert not {5, 6} & set(made.encode("<|mask|> <|extra_0|>"))
+    assert made.decode(made.encode("a <|mask|>")) == "a <|mask|>"
+
+
+def test_the_mask_is_named_to_other_programs(tmp_path: Path) -> None:
+    texts = ["some longer words that are repeated in every further sentence", "a train to the sea"]
+    for extra in ((), ("<|mask|>",)):
+        train_tokenizer(
+            texts, vocab_size=300, chat_template="", context_length=8, extra_tokens=extra
+        ).save(tmp_path)
+        config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+        assert config.get("mask_token") == (extra[0] if extra else None)
+
+
+def test_an_extra_token_that_is_there_already_is_refused() -> None:
+    with pytest.raises(TokenizerError, match=r"has '<\|end\|>': leave it out of tokenize"):
+        train_tokenizer(
+            ["a"], vocab_size=300, chat_template="", context_length=8, extra_tokens=("<|end|>",)
+        )
+
+
 def test_a_corpus_too_small_for_the_vocabulary_is_refused() -> None:
     with pytest.raises(CorpusError, match=r"gives 26\d vocabulary entries.*vocab_size = 400"):
         train_tokenizer(["abab"], vocab_size=400, chat_template="", context_length=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -252,3 +253,16 @@ def test_a_restored_state_is_a_copy() -> None:
     optimizer.step(1.0, clip=1.0)
     for name, tensor in state.items():
         assert torch.equal(tensor, kept[name]), name
+
+
+def test_the_matrices_of_an_encoder_are_orthogonalised_beside_the_others() -> None:
+    shape = tiny_shape()
+    encoder = replace(shape, causal=False, head="none", num_layers=1)
+    model = random_model(replace(shape, encoder=encoder))
+    optimizer = make(model)
+    # Two blocks, and one of the encoder: their down matrices are [24, 40].
+    assert optimizer.momenta[24, 40].shape == (3, 24, 40)
+    set_gradients(model, seed=0)
+    optimizer.step(1.0, clip=1.0)
+    left = {name.split(".", 2)[2] for name in optimizer.state() if name.startswith("adamw.")}
+    assert not [each for each in left if "blocks" in each and optimizer.master[each].dim() == 2]

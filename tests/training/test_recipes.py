@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+import lmloop
 from lmloop.errors import CorpusError, TokenizerError, TrainingError
 from lmloop.inference.load import load
 from lmloop.model.hardware import fast_dtype
@@ -23,7 +25,7 @@ from lmloop.training import recipes
 from lmloop.training.recipes import finetune, pretrain
 from lmloop.training.shape import model_config
 
-from ..conftest import CONTEXT_LENGTH, VOCAB_SIZE
+from ..conftest import CONTEXT_LENGTH, EXTRA_TOKENS, VOCAB_SIZE, write_recipe
 from .conftest import make_clock
 
 SHAPE = ModelSection(
@@ -257,3 +259,115 @@ def test_a_split_shorter_than_a_row_is_refused(
     )
     with pytest.raises(CorpusError, match="fewer than one row"):
         run_pretrain(shards, make_place("base"), batch_tokens=1 << 13, row_tokens=1 << 13)
+
+
+OBJECTIVES = {
+    "masked": "encoder",
+    "causal+masked": "decoder",
+    "prefix": "decoder",
+    "fill-in-the-middle": "decoder",
+    "permutation": "encoder",
+    "span-corruption": "encoder-decoder",
+}
+
+
+class KilledError(Exception):
+    """Stands for `kill -9`: nothing of the run catches it."""
+
+
+def pretrain_with(objective: str, shards: Path, place: Place, **changes: Any) -> dict[str, Any]:
+    config = {**SIZES, "steps": 6, "objective": objective, **changes}
+    return pretrain(
+        PretrainConfig.model_validate(config),
+        SHAPE.model_copy(update={"kind": OBJECTIVES[objective]}),
+        shards=shards,
+        folder=place.folder,
+        run=place.run,
+        seed=0,
+        validate=lambda model: 2.5,
+        clock=make_clock(),
+        progress=Silent(),
+    )
+
+
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_what_is_measured_while_pretraining_goes_by_its_true_name(
+    extended_shards_folder: Path, make_place: Callable[[str], Place], objective: str
+) -> None:
+    place = make_place("base")
+    counts = pretrain_with(objective, extended_shards_folder, place, validate_every=3)
+    measured = [entry for entry in read_journal(place.folder) if entry["step"] % 3 == 0]
+    if objective in ("masked", "permutation", "span-corruption"):
+        assert "validation_bits_per_byte" not in counts
+        assert measured[-1]["validation_loss"] == counts["validation_loss"]
+        # Of 340 ids, after six small steps: not far from a blind guess, in nats.
+        assert 4 < counts["validation_loss"] < math.log(VOCAB_SIZE) + 0.1
+        assert not any("validation_bpb" in entry for entry in measured)
+    else:
+        assert counts["validation_bits_per_byte"] == 2.5
+        assert "validation_loss" not in counts
+        assert [entry["validation_bpb"] for entry in measured] == [2.5, 2.5]
+        assert not any("validation_loss" in entry for entry in measured)
+    assert json.dumps(counts, allow_nan=False)
+
+
+@pytest.mark.parametrize("objective", ["masked", "span-corruption"])
+def test_a_killed_run_of_an_objective_ends_in_the_same_weights(
+    extended_shards_folder: Path,
+    make_place: Callable[[str], Place],
+    monkeypatch: pytest.MonkeyPatch,
+    objective: str,
+) -> None:
+    whole, broken = make_place("whole"), make_place("broken")
+    settings = {"steps": 10, "save_every": 3, "validate_every": 4}
+    pretrain_with(objective, extended_shards_folder, whole, **settings)
+    real = PackedLoader.rows
+    for step in (2, 5, 8):
+
+        def rows(self: PackedLoader, start: int, count: int, last: int = step) -> Any:
+            if start == 2 * last:
+                raise KilledError
+            return real(self, start, count)
+
+        monkeypatch.setattr(PackedLoader, "rows", rows)
+        with pytest.raises(KilledError):
+            pretrain_with(objective, extended_shards_folder, broken, **settings)
+    monkeypatch.setattr(PackedLoader, "rows", real)
+    pretrain_with(objective, extended_shards_folder, broken, **settings)
+    assert weights(broken.folder) == weights(whole.folder)
+    one, other = read_journal(whole.folder), read_journal(broken.folder)
+    assert [{**e, "seconds": 0} for e in one] == [{**e, "seconds": 0} for e in other]
+
+
+def test_a_missing_special_token_is_told_before_anything_is_trained(
+    shards_folder: Path, make_place: Callable[[str], Place]
+) -> None:
+    place = make_place("base")
+    with pytest.raises(TokenizerError, match=r"no token '<\|mask\|>'.* tokenize.extra_tokens"):
+        pretrain_with("masked", shards_folder, place)
+    assert not place.run.exists()
+    assert list(place.folder.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_recipe_of_an_objective_is_learnt(tmp_path: Path, objective: str) -> None:
+    recipe = write_recipe(tmp_path)
+    made = lmloop.pretrain(
+        recipe,
+        home=tmp_path / "home",
+        **{
+            "tokenize.extra_tokens": EXTRA_TOKENS,
+            "model.kind": OBJECTIVES[objective],
+            "pretrain.objective": objective,
+            "pretrain.steps": 120,
+            "pretrain.batch_tokens": 256,
+        },
+    )
+    losses = [entry["loss"] for entry in read_journal(made.path)]
+    assert sum(losses[-10:]) / 10 < losses[0] - 1
+    load(made.path, dtype=torch.float32)

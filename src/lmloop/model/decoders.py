@@ -207,7 +207,8 @@ def _read_qwen3_moe(data: Data, shape: Shape) -> Shape:
 
 
 def _write_qwen3_moe(config: ModelConfig) -> dict[str, Any]:
-    assert config.experts is not None
+    if config.experts is None:
+        raise ValueError("a qwen3_moe has experts")
     return write_llama(config) | {
         "use_sliding_window": config.window is not None,
         "sliding_window": config.window,

@@ -1,49 +1,69 @@
 """Batches as a pure function of a cursor: the same rows whatever the world size, without state.
 
-Takes: shards, a row length, a seed. Gives: packed rows. An epoch lays all documents end to end in a
-shuffled order, cuts the whole into rows, and shuffles the rows; row r of the endless sequence needs
-nothing but r to be made, so a resumed run sees exactly what an unbroken one would have seen.
-Axes: B rows, T tokens a row.
+Takes: shards, a row length, a seed, an objective. Gives: packed rows. An epoch lays all documents
+end to end in a shuffled order, cuts the whole into rows, and shuffles the rows; row r of the
+endless sequence needs nothing but r to be made, so a resumed run sees exactly what an unbroken one
+would have seen.
+Axes: B rows, T tokens a row, S tokens of an encoder's row.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmloop.errors import CorpusError
+from lmloop.tokens.arrangement import Arrangement
+from lmloop.tokens.pack import Packed
 from lmloop.tokens.shards import Shards
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Packed rows, all arrays [B, T]."""
+    """Packed rows, all arrays [B, T] but those of the source."""
 
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
-    """The next token; that of a document's last token is the next document's first."""
+    """What to say at each place: in causal rows the next token, which behind a document's last is
+    the next document's first."""
     learnt: NDArray[np.bool_]
     """Where the loss counts."""
     segments: NDArray[np.int64]
     """Number of the document within its row; different documents do not see each other."""
     positions: NDArray[np.int64]
     """Distance from the document's first token in the row."""
+    order: NDArray[np.int64] | None = None
+    """When a token is revealed, see `Example.order`; absent where all rows are plainly causal."""
+    source: NDArray[np.int64] | None = None
+    """What an encoder reads, [B, S]; absent where there is one stack only."""
+    source_segments: NDArray[np.int64] | None = None
+    """Number of the document that a token of `source` is from, [B, S]."""
+    source_positions: NDArray[np.int64] | None = None
+    """[B, S]."""
 
 
 class PackedLoader:
-    """Endless rows over one split."""
+    """Endless rows over one split: plainly causal ones, or as an arrangement lays them out."""
 
     def __init__(
-        self, shards: Shards, *, row_tokens: int, document_id: int, answers_only: bool, seed: int
+        self,
+        shards: Shards,
+        *,
+        row_tokens: int,
+        document_id: int,
+        answers_only: bool,
+        seed: int,
+        arrangement: Arrangement | None = None,
     ) -> None:
         self._shards = shards
-        self._row_tokens = row_tokens
+        self._arrangement = arrangement
+        self._row_tokens = row_tokens if arrangement is None else arrangement.text_tokens
         self._document_id = document_id
         self._answers_only = answers_only
         self._seed = seed
-        self.rows_per_epoch = shards.num_tokens // row_tokens
+        self.rows_per_epoch = shards.num_tokens // self._row_tokens
         if self.rows_per_epoch == 0:
             raise CorpusError(
                 f"the split has {shards.num_tokens} tokens, fewer than one row of {row_tokens}: "
@@ -54,6 +74,8 @@ class PackedLoader:
 
     def rows(self, start: int, count: int) -> Batch:
         """Rows `start` to `start + count` of the endless sequence."""
+        if self._arrangement is not None:
+            return self._arranged(self._arrangement, range(start, start + count))
         made = [self._row(row) for row in range(start, start + count)]
         tokens, targets, learnt, firsts = (np.stack(parts) for parts in zip(*made, strict=True))
         segments = np.cumsum(firsts, axis=1)
@@ -61,13 +83,32 @@ class PackedLoader:
         begun = np.maximum.accumulate(np.where(firsts, columns, 0), axis=1)
         return Batch(tokens, targets, learnt, segments, columns - begun)
 
+    def _arranged(self, arrangement: Arrangement, rows: range) -> Batch:
+        """Rows by an objective, each from a generator of its own."""
+        made = [
+            arrangement.arrange(
+                self._stream(row)[0], generator=np.random.default_rng([self._seed, row, 1])
+            )
+            for row in rows
+        ]
+        names = [field.name for field in fields(Packed)]
+        whole = {name: np.stack([getattr(row, name) for row in made]) for name in names}
+        has_source = bool(arrangement.source_tokens)
+        return Batch(
+            **{name: part for name, part in whole.items() if has_source or "source" not in name}
+        )
+
     def _row(self, row: int) -> tuple[NDArray[np.generic], ...]:
-        self._enter(row // self.rows_per_epoch)
-        begin = int(self._rows[row % self.rows_per_epoch]) * self._row_tokens
-        stream, answers = self._cut(begin, begin + self._row_tokens + 1)
+        stream, answers = self._stream(row)
         tokens, targets = stream[:-1], stream[1:]
         learnt = answers[1:] if self._answers_only else np.ones(len(tokens), dtype=np.bool_)
         return tokens, targets, learnt, tokens == self._document_id
+
+    def _stream(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Ids of a row and the one that follows them, and which of them are answers."""
+        self._enter(row // self.rows_per_epoch)
+        begin = int(self._rows[row % self.rows_per_epoch]) * self._row_tokens
+        return self._cut(begin, begin + self._row_tokens + 1)
 
     def _enter(self, epoch: int) -> None:
         if epoch == self._epoch:

@@ -38,6 +38,8 @@ class Example:
     """When a token is revealed: token i sees token j where order[j] <= order[i]."""
     source: NDArray[np.int64] | None = None
     """What an encoder reads, seen from all of `tokens`; absent where there is one stack only."""
+    positions: NDArray[np.int64] | None = None
+    """Where the tokens stand in their text, where that is not their place in `tokens`."""
 
     @property
     def is_causal(self) -> bool:
@@ -271,6 +273,29 @@ def permuted(tokens: Ids, options: Permutation, *, generator: Generator) -> Exam
     order[ranked] = np.arange(len(ids))
     predicted = _count_share(int((~special).sum()), options.share)
     return Example(ids, ids, order >= len(ids) - predicted, order)
+
+
+def permuted_in_one_stream(
+    tokens: Ids, options: Permutation, *, mask_id: int, generator: Generator
+) -> Example:
+    """The same prediction for a model that has no query stream: questions are tokens of their own.
+
+    Behind the text each predicted token is asked for by a `mask_id` at its position, revealed just
+    before the token itself: it sees what was revealed earlier and never its answer. As in MPNet
+    (Song et al. 2020, arXiv:2004.09297) questions are tokens of one sequence, with positions told
+    as in σ-GPT (Pannatier et al. 2024, arXiv:2404.09562). Unlike in XLNet later tokens also see the
+    earlier questions, which know nothing that these tokens do not see anyhow.
+    """
+    drawn = permuted(tokens, options, generator=generator)
+    places = np.arange(len(drawn.tokens))
+    asked = places[drawn.learnt]
+    return Example(
+        tokens=np.append(drawn.tokens, np.full(len(asked), mask_id)),
+        targets=np.append(drawn.targets, drawn.targets[asked]),
+        learnt=np.repeat([False, True], [len(places), len(asked)]),
+        order=np.append(2 * drawn.order + 1, 2 * drawn.order[asked]),
+        positions=np.append(places, asked),
+    )
 
 
 def chat(tokens: Ids, answers: Marks) -> Example:

@@ -30,7 +30,7 @@ class Packed:
     segments: NDArray[np.int64]
     """Number of the example; that of padding is one more than the last."""
     positions: NDArray[np.int64]
-    """Distance from the example's first token."""
+    """Distance from the example's first token, or what the example says."""
     source: NDArray[np.int64]
     """What the encoder reads, [M]; empty where no example has a source."""
     source_segments: NDArray[np.int64]
@@ -62,7 +62,7 @@ def pack(
         learnt=np.concatenate([*(each.learnt for each in examples), unlearnt]),
         order=np.concatenate([*(each.order for each in examples), np.arange(len(blank))]),
         segments=np.repeat(np.arange(len(lengths)), lengths),
-        positions=_count_from_zero(lengths),
+        positions=np.concatenate([*map(_positions, examples), np.arange(len(blank))]),
         source=np.concatenate([*sources, source_blank]),
         source_segments=np.repeat(np.arange(len(source_lengths)), source_lengths),
         source_positions=_count_from_zero(source_lengths),
@@ -77,6 +77,11 @@ def _fill(lengths: list[int], length: int | None, name: str) -> list[int]:
             f"the examples have {total} tokens, more than {name} {length}: pack fewer or cut them"
         )
     return [*lengths, 0 if length is None else length - total]
+
+
+def _positions(example: Example) -> NDArray[np.int64]:
+    told = example.positions
+    return np.arange(len(example.tokens)) if told is None else told
 
 
 def _count_from_zero(lengths: list[int]) -> NDArray[np.int64]:

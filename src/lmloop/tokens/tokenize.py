@@ -40,6 +40,7 @@ def tokenize(
             vocab_size=config.vocab_size,
             chat_template=DEFAULT_TEMPLATE,
             context_length=context_length,
+            extra_tokens=config.extra_tokens,
         )
     tokenizer.save(folder)
     template = ChatTemplate.of(tokenizer)

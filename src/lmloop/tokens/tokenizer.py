@@ -22,6 +22,8 @@ DOCUMENT = "<|endoftext|>"
 STOP = "<|end|>"
 """Ends every turn; the model stops here."""
 SPECIAL_TOKENS = (DOCUMENT, STOP, "<|system|>", "<|user|>", "<|assistant|>")
+MASK = "<|mask|>"
+"""Stands for what a model is to guess; one of the extra tokens that a recipe may ask for."""
 
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -93,6 +95,19 @@ class Tokenizer:
         """What `tokenizer.json` says."""
         told: dict[str, Any] = json.loads(self._backend.to_str())
         return told
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """The ids of all special tokens."""
+        added = self._backend.get_added_tokens_decoder()
+        return tuple(sorted(number for number, token in added.items() if token.special))
+
+    @property
+    def byte_names(self) -> list[str] | None:
+        """How each id spells its bytes, in GPT-2's letters; `None` where ids are no bytes."""
+        if not isinstance(self._backend.decoder, decoders.ByteLevel):
+            return None
+        return [self._backend.id_to_token(number) or "" for number in range(self.vocab_size)]
 
     def special_id(self, token: str) -> int:
         """The id of a special token; raise `TokenizerError` where there is none."""
@@ -166,12 +181,23 @@ def _match_special(backend: tokenizers.Tokenizer) -> re.Pattern[str]:
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, vocab_size: int, chat_template: str, context_length: int
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    chat_template: str,
+    context_length: int,
+    extra_tokens: Sequence[str] = (),
 ) -> Tokenizer:
     """Learn a byte-level BPE of `vocab_size` entries; `CorpusError` if the text is too small.
 
-    Source: Sennrich, Haddow and Birch 2016; bytes as in GPT-2, words cut as in Qwen.
+    Its first ids are those of `SPECIAL_TOKENS` and, behind them, `extra_tokens`. Source: Sennrich,
+    Haddow and Birch 2016; bytes as in GPT-2, words cut as in Qwen.
     """
+    for token in extra_tokens:
+        if token in SPECIAL_TOKENS:
+            raise TokenizerError(
+                f"every tokenizer has {token!r}: leave it out of tokenize.extra_tokens"
+            )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -182,7 +208,7 @@ def train_tokenizer(
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *extra_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -197,6 +223,7 @@ def train_tokenizer(
         "bos_token": DOCUMENT,
         "eos_token": STOP,
         "pad_token": DOCUMENT,
+        **({"mask_token": MASK} if MASK in extra_tokens else {}),
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
         "chat_template": chat_template,

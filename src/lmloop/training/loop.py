@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lmloop.errors import TrainingError
 from lmloop.model.hardware import release_memory
-from lmloop.model.rows import PackedRows
+from lmloop.model.rows import PackedRows, Source
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Task
 from lmloop.sections import TrainConfig
@@ -45,7 +45,9 @@ class TrainResult:
     seconds: float
     final_loss: float
     """Mean loss of the last tenth of the steps, nats a learnt token."""
-    validation_bits_per_byte: float
+    validation_bits_per_byte: float | None = None
+    validation_loss: float | None = None
+    """Nats a learnt target, where the objective makes no model of next tokens."""
 
 
 def batch_loss(model: Transformer, batch: Batch) -> Tensor:
@@ -54,12 +56,45 @@ def batch_loss(model: Transformer, batch: Batch) -> Tensor:
     tokens, targets, positions = (
         torch.from_numpy(part).flatten() for part in (batch.tokens, batch.targets, batch.positions)
     )
-    view = PackedRows(rows=rows, length=length, segments=torch.from_numpy(batch.segments))
+    view = PackedRows(
+        rows=rows,
+        length=length,
+        segments=torch.from_numpy(batch.segments),
+        order=None if batch.order is None else torch.from_numpy(batch.order),
+        source=_read_source(model, batch),
+    )
     hidden = model.encode(tokens, positions, view)
     if not batch.learnt.all():
         learnt = torch.from_numpy(batch.learnt).flatten().nonzero()[:, 0]
         hidden, targets = hidden[learnt], targets[learnt]
     return head_loss(model, hidden, targets)
+
+
+def _read_source(model: Transformer, batch: Batch) -> Source | None:
+    """What the encoder makes of the batch's packed sources, if it has any."""
+    if batch.source is None or batch.source_segments is None or batch.source_positions is None:
+        return None
+    if model.encoder is None:
+        raise TrainingError("span corruption needs an encoder: set model.kind = 'encoder-decoder'")
+    rows, length = batch.source.shape
+    segments = torch.from_numpy(batch.source_segments)
+    tokens, positions = (
+        torch.from_numpy(part).flatten() for part in (batch.source, batch.source_positions)
+    )
+    view = PackedRows(rows=rows, length=length, segments=segments, causal=False)
+    return Source(model.encoder.encode(tokens, positions, view), segments)
+
+
+@torch.no_grad()
+def mean_loss(model: Transformer, loader: PackedLoader, *, rows: int, rows_at_once: int) -> float:
+    """Nats a learnt target over the first `rows` of a loader."""
+    total, count = 0.0, 0
+    for start in range(0, rows, rows_at_once):
+        batch = loader.rows(start, min(rows_at_once, rows - start))
+        learnt = int(batch.learnt.sum())
+        total += batch_loss(model, batch).item() * learnt
+        count += learnt
+    return total / max(1, count)
 
 
 def train(
@@ -72,11 +107,12 @@ def train(
     clock: Callable[[], float],
     progress: Progress,
     name: str,
+    is_scored_in_bytes: bool = True,
 ) -> TrainResult:
     """Train `model` in place; `folder` holds journal and snapshots, and resumes if it has any.
 
-    `validate` gives bits per byte. Raises `TrainingError` where the loss or the gradient is no
-    number any more.
+    `validate` gives bits per byte, or else nats a learnt target. Raises `TrainingError` where the
+    loss or the gradient is no number any more.
     """
     optimizer = Optimizer(
         model,
@@ -90,6 +126,7 @@ def train(
     journal = Journal(folder / JOURNAL, steps=position.step)
     rows = config.batch_tokens // config.row_tokens
     step, saved = position.step, position.step
+    measured = "validation_bpb" if is_scored_in_bytes else "validation_loss"
     with closing(journal), progress.task(name, total=1.0, unit="") as task:
         while (share := budget.share(step)) < 1.0:
             factor = warmup_stable_decay(
@@ -107,7 +144,7 @@ def train(
             entry = {"step": step, "share": share, "seconds": budget.elapsed(), "loss": value}
             entry |= {"factor": factor, "norm": norm, "tokens": step * config.batch_tokens}
             if step % config.validate_every == 0:
-                entry["validation_bpb"] = validate(model.eval())
+                entry[measured] = validate(model.eval())
             journal.append(entry)
             _report(task, share, entry)
             if step % RELEASE_EVERY == 0:
@@ -117,12 +154,14 @@ def train(
                 saved = step
         if step > saved:
             _save(folder, step, budget, optimizer, journal)
+    value = validate(model.eval())
     return TrainResult(
         steps=step,
         tokens=step * config.batch_tokens,
         seconds=budget.elapsed(),
         final_loss=_final_loss(folder / JOURNAL),
-        validation_bits_per_byte=validate(model.eval()),
+        validation_bits_per_byte=value if is_scored_in_bytes else None,
+        validation_loss=None if is_scored_in_bytes else value,
     )
 
 

@@ -148,7 +148,7 @@ class Optimizer:
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    return parameter.dim() == 2 and name.startswith("blocks.")
+    return parameter.dim() == 2 and name.removeprefix("encoder.").startswith("blocks.")
 
 
 def _group_matrices(model: Transformer) -> dict[tuple[int, int], list[_Part]]:

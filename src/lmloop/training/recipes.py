@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress
 from lmloop.sections import ModelSection, PretrainConfig, TrainConfig
+from lmloop.tokens.arrangement import Arrangement, make_arrangement
 from lmloop.tokens.chat import ChatTemplate
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
-from lmloop.training.loop import JOURNAL, train
+from lmloop.training.loop import JOURNAL, mean_loss, train
 from lmloop.training.shape import model_config
 
 Validate = Callable[[Transformer], float]
+VALIDATION_TOKENS = 32_768
+"""Validation tokens that an objective's own loss is measured on."""
 
 
 def pretrain(
@@ -47,9 +51,14 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train a new model on everything; write a checkpoint into `folder`, give its counts.
 
-    `run` holds snapshots and journal: a run that was killed goes on from there.
+    `run` holds snapshots and journal: a run that was killed goes on from there. `validate` gives
+    bits per byte; where the objective makes no model of next tokens, its own loss on the
+    validation split stands instead. Raises `TokenizerError` for a special token that is missing.
     """
     tokenizer = Tokenizer.open(shards)
+    arrangement = make_arrangement(config, tokenizer)
+    if arrangement is not None and not config.is_scored_in_bytes:
+        validate = _validate_objective(arrangement, config, shards, seed=seed)
     model = Transformer(model_config(shape, vocab_size=tokenizer.vocab_size))
     initialise(model, seed=seed)
     return _make_checkpoint(
@@ -64,7 +73,27 @@ def pretrain(
         clock=clock,
         progress=progress,
         name="pretrain",
+        arrangement=arrangement,
+        is_scored_in_bytes=config.is_scored_in_bytes,
     )
+
+
+def _validate_objective(
+    arrangement: Arrangement, config: PretrainConfig, shards: Path, *, seed: int
+) -> Validate:
+    """The objective's own loss on the same rows of the validation split each time."""
+    split = Shards.open(shards, "validation")
+    loader = PackedLoader(
+        split,
+        row_tokens=config.row_tokens,
+        document_id=arrangement.document_id,
+        answers_only=False,
+        seed=seed,
+        arrangement=arrangement.shorten(split.num_tokens),
+    )
+    rows = min(loader.rows_per_epoch, max(1, VALIDATION_TOKENS // config.row_tokens))
+    at_once = config.batch_tokens // config.row_tokens
+    return partial(mean_loss, loader=loader, rows=rows, rows_at_once=at_once)
 
 
 def finetune(
@@ -118,6 +147,8 @@ def _make_checkpoint(
     clock: Callable[[], float],
     progress: Progress,
     name: str,
+    arrangement: Arrangement | None = None,
+    is_scored_in_bytes: bool = True,
 ) -> dict[str, Any]:
     """Train `model` on the split `train` in an order of its own; write it with its tokenizer."""
     tokenizer = Tokenizer.open(shards)
@@ -127,6 +158,7 @@ def _make_checkpoint(
         document_id=tokenizer.document_id,
         answers_only=answers_only,
         seed=order_seed,
+        arrangement=arrangement,
     )
     asked = config.precision
     model.to(fast_dtype() if asked == "auto" else getattr(torch, asked))
@@ -141,11 +173,13 @@ def _make_checkpoint(
         clock=clock,
         progress=progress,
         name=name,
+        is_scored_in_bytes=is_scored_in_bytes,
     )
     tokenizer.save(folder)
     save_model(model, folder, stop_id=tokenizer.stop_ids[0], document_id=tokenizer.document_id)
     shutil.copyfile(run / JOURNAL, folder / JOURNAL)
-    return asdict(result) | {
+    told = {key: value for key, value in asdict(result).items() if value is not None}
+    return told | {
         "parameters": count_parameters(model.config),
         "precision": str(model.embedding.weight.dtype).removeprefix("torch."),
     }
