@@ -34,7 +34,7 @@ from ..conftest import make_conversations, random_model, tiny_shape
 from ..tokens import sentence_pieces
 from ..tokens.test_gguf_vocabulary import metadata_of
 
-BUILD_SECONDS = 1500
+BUILD_SECONDS = 2400
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(BUILD_SECONDS + 300)]
 
 VERSION = "0.3.36"
