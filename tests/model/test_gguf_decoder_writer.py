@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lmloop.errors import ArtifactError
-from lmloop.model.checkpoint import read_tensors, save_model
+from lmloop.model.checkpoint import save_model
 from lmloop.model.gguf import open_gguf
 from lmloop.model.gguf_decoder import read_decoder
 from lmloop.model.gguf_decoder_writer import FILE_TYPES, describe_decoder, name_tensors
 from lmloop.model.gguf_writer import write_gguf
 from lmloop.model.rotary import RopeScaling
+from lmloop.model.stored import read_tensors
 from lmloop.model.transformer import Transformer
 
 from ..conftest import tiny_shape

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lmloop.errors import ArtifactError
-from lmloop.model.checkpoint import CONFIG, WEIGHTS, load_model, save_model
+from lmloop.model.checkpoint import CONFIG, load_model, save_model
 from lmloop.model.config import ModelConfig
 from lmloop.model.families import FAMILIES, read_config, write_config
 from lmloop.model.pairs import PAIRS
+from lmloop.model.stored import WEIGHTS
 
 from ..conftest import random_model, tiny_shape
 

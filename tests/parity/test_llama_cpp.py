@@ -22,10 +22,11 @@ from torch import Tensor
 import lmloop
 from lmloop.inference.export import export_gguf
 from lmloop.inference.load import LoadedModel, load
-from lmloop.model.checkpoint import read_tensors, save_model
+from lmloop.model.checkpoint import save_model
 from lmloop.model.families import FAMILIES
 from lmloop.model.gguf_decoder_writer import FILE_TYPES, describe_decoder, name_tensors
 from lmloop.model.gguf_writer import write_gguf
+from lmloop.model.stored import read_tensors
 from lmloop.tokens.gguf_vocabulary import CUTS, read_vocabulary
 from lmloop.tokens.gguf_vocabulary_writer import describe_vocabulary
 from lmloop.tokens.tokenizer import Tokenizer

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from lmloop.errors import ArtifactError
 from lmloop.model.adapters import ALL_LINEAR, Adapter, LoraConfig
-from lmloop.model.checkpoint import read_safetensors
 from lmloop.model.families import family_of
 from lmloop.model.family import TRANSPOSED
 from lmloop.model.names import stack_of
+from lmloop.model.stored import read_safetensors
 from lmloop.model.transformer import Transformer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -10,28 +10,24 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lmloop.errors import ArtifactError
 from lmloop.model.config import ModelConfig
 from lmloop.model.families import family_of, read_config, write_config
-from lmloop.model.family import Family
+from lmloop.model.family import Change, Family
 from lmloop.model.names import fused_rows, stack_of, tied_names
 from lmloop.model.quantized import empty_int8, pack_int8, unpack_int8
+from lmloop.model.stored import WEIGHTS, read_json, read_tensors
 from lmloop.model.transformer import Transformer
 
-WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-"""Where a model in several files says which tensor lies in which."""
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-
 _INT8 = {
     "quant_method": "compressed-tensors",
     "format": "pack-quantized",
@@ -98,7 +94,8 @@ def load_model(folder: str | Path, *, dtype: torch.dtype | None = None) -> Trans
     folder = Path(folder)
     config = load_config(folder)
     try:
-        theirs = _unpack(read_tensors(folder))
+        theirs = read_tensors(folder)
+        _unpack(theirs)
     except (LookupError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder / WEIGHTS}: 8-bit weights are damaged: {error}") from error
     return assemble(config, theirs, path=folder / WEIGHTS, dtype=dtype)
@@ -123,10 +120,7 @@ def assemble(
         for name in [name for name in theirs if name.endswith(older)]:
             theirs[name.removesuffix(older) + newer] = theirs.pop(name)
     config = _drop_copies(theirs, config, family, path=path)
-    with torch.device("meta"):
-        model = Transformer(config)
-        if config.int8:
-            empty_int8(model)
+    model = _empty(config, theirs, path=path)
     state, tied = {}, tied_names(config)
     for name, expected in model.state_dict().items():
         if name not in tied:
@@ -163,48 +157,6 @@ def _drop_copies(
     return config
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder by their own names, from one file or from shards.
-
-    Raises `ArtifactError` naming the file that is missing or damaged, and for pickles.
-    """
-    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
-        return read_safetensors(folder / WEIGHTS)
-    try:
-        places = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
-        shards = sorted(set(places.values()))
-        outside = [shard for shard in shards if Path(shard).name != shard]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{folder / INDEX} is damaged: {error!r}") from error
-    if outside:
-        raise ArtifactError(f"{folder / INDEX} names {outside[0]!r}, which is no file beside it")
-    tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        found = read_safetensors(folder / shard)
-        twice = sorted(tensors.keys() & found.keys())
-        if twice:
-            raise ArtifactError(f"{folder / shard} holds {twice[0]} a second time")
-        tensors |= found
-    missing = sorted(places.keys() - tensors.keys())
-    if missing:
-        raise ArtifactError(f"{folder}: no shard holds {missing[:3]}, which {INDEX} promises")
-    return tensors
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of one file; raise `ArtifactError` where it is none, or where a pickle is."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        pickles = sorted(each.name for each in path.parent.iterdir() if each.suffix in _PICKLES)
-        if pickles and not path.exists():
-            raise ArtifactError(
-                f"{path.parent / pickles[0]} is a pickle, which can run code when it is opened: "
-                "convert it where you trust it (transformers' save_pretrained writes safetensors)"
-            ) from None
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
-
-
 def load_config(folder: Path) -> ModelConfig:
     """Read `config.json`; raise `ArtifactError` where it is missing, damaged or unknown."""
     return parse_config(folder, read_entries(folder))
@@ -213,7 +165,7 @@ def load_config(folder: Path) -> ModelConfig:
 def read_entries(folder: Path) -> Any:
     """What `config.json` says; raise `ArtifactError` where it is missing or no JSON."""
     try:
-        return json.loads((folder / CONFIG).read_text("utf-8"))
+        return read_json(folder / CONFIG)
     except OSError:
         raise ArtifactError(f"{folder} is no checkpoint: it has no {CONFIG}") from None
     except ValueError as error:
@@ -224,7 +176,9 @@ def parse_config(folder: Path, entries: Any) -> ModelConfig:
     """The shape that entries tell; raise `ArtifactError` where they make no sense."""
     try:
         return read_config(entries)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / CONFIG}: {error}") from error
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{folder / CONFIG} is damaged: {error!r}") from error
 
 
@@ -253,6 +207,27 @@ def _split(name: str, tensor: Tensor, config: ModelConfig, *, pieces: int) -> li
     return list(torch.split(tensor, fused_rows(config, name, len(tensor))))
 
 
+def _empty(config: ModelConfig, theirs: Mapping[str, Tensor], *, path: Path) -> Transformer:
+    """The model without weights; nothing is begun that the file cannot fill."""
+    numbers = sum(tensor.numel() for tensor in theirs.values())
+    for stack in (config, config.encoder or config):
+        experts = 0 if stack.experts is None else stack.experts.count
+        if stack.num_layers > len(theirs) or max(stack.head_dim, experts) > numbers:
+            raise ArtifactError(
+                f"{path} lacks the tensors of {stack.num_layers} layers with heads of "
+                f"{stack.head_dim} numbers and {experts} experts"
+            )
+    try:
+        with torch.device("meta"):
+            model = Transformer(config)
+            if config.int8:
+                empty_int8(model)
+    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
+        told = str(error).partition("\n")[0]
+        raise ArtifactError(f"{path}: the sizes of its {CONFIG} make no model: {told}") from error
+    return model
+
+
 def _join(
     name: str,
     expected: Tensor,
@@ -263,38 +238,51 @@ def _join(
     path: Path,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """One tensor of ours, of theirs that are used up.
+    """One tensor of ours, in memory of its own, of theirs that are used up.
 
     Raises `ArtifactError` where one is missing or has another shape or type.
     """
-    parts = []
     names, change = family.names_of(name, config), family.change_of(name)
-    for their_name, own in zip(
-        names, _split(name, expected, config, pieces=len(names)), strict=True
-    ):
-        if their_name not in theirs and their_name.endswith(tuple(family.absent)):
-            like = next(tensor for tensor in theirs.values() if tensor.is_floating_point())
-            parts.append(torch.zeros(own.shape, dtype=like.dtype))
-            continue
-        # A model with a tied head may have been saved without it, and so without the prefix.
-        found = their_name if their_name in theirs else their_name.removeprefix(family.prefix)
-        try:
-            given = theirs.pop(found)
-        except KeyError:
-            raise ArtifactError(f"{path} lacks the tensor {their_name!r}") from None
-        part = _shape_in(their_name, given)
-        if dtype is not None and part.is_floating_point():
-            part = part.to(dtype)  # before it is changed, which may round
-        if change is not None:
-            with suppress(RuntimeError):  # of a shape that does not fit, which is told below
-                part = change.read(part, stack_of(config, name))
-        if part.shape != own.shape or (part.dtype == torch.int8) != (own.dtype == torch.int8):
-            raise ArtifactError(
-                f"{path}: {their_name} is {given.dtype} {list(given.shape)}, "
-                f"{CONFIG} says {own.dtype} {list(own.shape)}"
-            )
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else torch.cat(parts).view(expected.shape)
+    # A model with a tied head may have been saved without it, and so without the prefix.
+    ways = [(each, each.removeprefix(family.prefix)) for each in names]
+    found = [next((each for each in way if each in theirs), way[0]) for way in ways]
+    pieces = partial(_split, name, config=config, pieces=len(names))
+    for their_name, own in zip(found, pieces(expected), strict=True):
+        if their_name in theirs:
+            _check(their_name, theirs[their_name], own, change, stack_of(config, name), path=path)
+        elif not their_name.endswith(tuple(family.absent)):
+            raise ArtifactError(f"{path} lacks the tensor {their_name!r}")
+    stored = next((theirs[each].dtype for each in found if each in theirs), dtype or torch.float32)
+    wanted = dtype if dtype and stored.is_floating_point else stored
+    joined = torch.zeros(expected.shape, dtype=wanted)
+    for their_name, place in zip(found, pieces(joined), strict=True):
+        if their_name in theirs:
+            part = _shape_in(their_name, theirs.pop(their_name))
+            if change is not None:  # in the wanted type, as a change may round
+                part = change.read(part.to(wanted), stack_of(config, name))
+            place.copy_(part)
+    return joined
+
+
+def _check(
+    their_name: str,
+    given: Tensor,
+    own: Tensor,
+    change: Change | None,
+    stack: ModelConfig,
+    *,
+    path: Path,
+) -> None:
+    """Raise `ArtifactError` where a tensor of theirs has another shape or type than its place."""
+    part = _shape_in(their_name, given.to("meta"))
+    if change is not None:
+        with suppress(RuntimeError):  # of a shape that does not fit, which is told below
+            part = change.read(part, stack)
+    if part.shape != own.shape or (part.dtype == torch.int8) != (own.dtype == torch.int8):
+        raise ArtifactError(
+            f"{path}: {their_name} is {given.dtype} {list(given.shape)}, "
+            f"{CONFIG} says {own.dtype} {list(own.shape)}"
+        )
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -309,16 +297,14 @@ def _pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return packed
 
 
-def _unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The opposite of `_pack`; raises LookupError or ValueError where a shape is missing or odd."""
-    unpacked = dict(tensors)
+def _unpack(tensors: dict[str, Tensor]) -> None:
+    """Undo `_pack` in place; raises LookupError or ValueError where a shape is missing or odd."""
     for name in [name for name in tensors if name.endswith(".weight_packed")]:
         plain = name.removesuffix("_packed")
-        packed, shape = unpacked.pop(name), unpacked.pop(f"{plain}_shape").tolist()
+        packed, shape = tensors.pop(name), tensors.pop(f"{plain}_shape").tolist()
         if packed.dtype != torch.int32 or list(packed.shape) != [shape[0], -(-shape[1] // 4)]:
             raise ValueError(f"{name} is {packed.dtype} {list(packed.shape)} for {shape}")
-        unpacked[plain] = unpack_int8(packed, columns=shape[1])
-    return unpacked
+        tensors[plain] = unpack_int8(packed, columns=shape[1])
 
 
 def _shape_out(their_name: str, piece: Tensor) -> Tensor:

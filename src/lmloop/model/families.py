@@ -6,6 +6,7 @@ an error: it could change what the model computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -137,7 +138,7 @@ def read_config(data: Data) -> ModelConfig:
 def _read_stack(stack: Stack, data: Data) -> dict[str, Any]:
     shape = dict(stack.shape)
     shape |= {ours: read_size(data, theirs) for ours, theirs in stack.sizes.items()}
-    shape |= {ours: data[theirs] for ours, theirs in stack.values.items()}
+    shape |= {ours: _value(data, theirs, ours) for ours, theirs in stack.values.items()}
     if stack.read is not None:
         shape |= stack.read(data, shape)
     for name in ("num_layers", "num_kv_heads", "head_dim", "context_length"):
@@ -165,6 +166,16 @@ def _check_entries(data: Data, family: Family) -> None:
             f"entries {unknown[:5]} of a {data['model_type']} are not known here and could change "
             "what the model computes: remove them from config.json if they do not"
         )
+
+
+def _value(data: Data, name: str, ours: str) -> Any:
+    """An entry of the kind that our field has; raises `ValueError` for any other."""
+    value, kind = data[name], type(ModelConfig.__dataclass_fields__[ours].default)
+    if kind is float and (isinstance(value, bool) or not math.isfinite(value)):
+        raise ValueError(f"{name} is {value!r}, no number")
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}: true or false")
+    return value
 
 
 def _is_int8(quantization: Mapping[str, Any] | None) -> bool:

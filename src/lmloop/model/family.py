@@ -20,6 +20,8 @@ Data = Mapping[str, Any]
 """The entries of a `config.json`."""
 ReadShape = Callable[[Data, dict[str, Any]], dict[str, Any]]
 WriteShape = Callable[[ModelConfig], dict[str, Any]]
+LARGEST_SIZE = 2**24
+"""Of a width, a vocabulary, a context: more is no model but an attack on memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,8 @@ def read_size(data: Data, name: str) -> int:
 
 def check_size(name: str, value: object) -> int:
     """The value, if it is a positive whole number; else raise `ValueError`."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} is {value!r}, no positive whole number")
+    if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+        raise ValueError(f"{name} is {value!r}, no positive whole number up to {LARGEST_SIZE:,}")
     return value
 
 

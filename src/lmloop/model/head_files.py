@@ -17,6 +17,7 @@ from lmloop.model.config import ModelConfig, Task
 from lmloop.model.families import FAMILIES, family_of, write_config
 from lmloop.model.family import Family
 from lmloop.model.heads import HeadConfig, Pooling, TaskModel
+from lmloop.model.stored import WEIGHTS, read_tensors
 
 _CLASSES: Mapping[Task, str] = {
     "sequence": "ForSequenceClassification",
@@ -81,7 +82,7 @@ def save_task(model: TaskModel, folder: Path, *, stop_id: int, pad_id: int) -> N
 def load_task(folder: str | Path, *, dtype: torch.dtype | None = None) -> TaskModel:
     """Read a model with its head; raise `ArtifactError` naming the file that fails."""
     folder = Path(folder)
-    entries, path = checkpoint.read_entries(folder), folder / checkpoint.WEIGHTS
+    entries, path = checkpoint.read_entries(folder), folder / WEIGHTS
     try:
         kind, family = _find_task(entries)
         told = entries.get("id2label") or {}
@@ -91,7 +92,7 @@ def load_task(folder: str | Path, *, dtype: torch.dtype | None = None) -> TaskMo
     config = checkpoint.parse_config(folder, {**entries, "architectures": [family.bare]})
     head = usual_head(config, kind=kind, labels=labels, pooling=entries.get(_POOLING))
     front, names = _names_of(family, kind)
-    names, theirs = {each: ours for ours, each in names.items()}, checkpoint.read_tensors(folder)
+    names, theirs = {each: ours for ours, each in names.items()}, read_tensors(folder)
     found = [name for name in theirs if name.startswith(tuple(names))]
     own = {_rename(name, names): theirs.pop(name) for name in found}
     bare = {name.removeprefix(front): each for name, each in theirs.items()}
