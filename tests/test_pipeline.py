@@ -15,7 +15,13 @@ import pytest
 
 from lmloop import pipeline
 from lmloop.config import build_recipe
-from lmloop.errors import ArtifactError, BusyError, CompressionError, DiskFullError
+from lmloop.errors import (
+    ArtifactError,
+    BusyError,
+    CompressionError,
+    DiskFullError,
+    RecipeError,
+)
 from lmloop.pipeline import Made, code_version, make, walk
 from lmloop.progress import Silent
 from lmloop.recipe import Recipe
@@ -120,6 +126,23 @@ def test_text_without_answers_is_served_as_the_base_model_knows_it(house: House)
     assert made.artifacts["finetune"] == made.artifacts["pretrain"]
     assert made.live == made.artifacts["compress"]
     assert any("no answers to learn from" in line for line in house.said)
+
+
+@pytest.mark.parametrize("until", [None, "finetune", "evaluate", "compress"])
+def test_a_model_that_does_not_continue_text_is_pretrained_and_no_more(
+    house: House, until: str | None
+) -> None:
+    reader = {
+        "model__kind": "encoder",
+        "pretrain__objective": "masked",
+        "pretrain__steps": 1,
+        "tokenize__extra_tokens": ["<|mask|>"],
+    }
+    with pytest.raises(RecipeError, match="'encoder' can be pre-trained only"):
+        house.walk(until=until, **reader)
+    assert house.worked == []
+    house.walk(until="pretrain", **reader)
+    assert house.worked == ["prepare", "tokenize", "pretrain"]
 
 
 def test_a_second_walk_makes_nothing(house: House) -> None:

@@ -196,3 +196,8 @@ def test_what_makes_no_model_of_next_tokens_is_not_scored_in_bytes(objective: st
 def test_an_objective_and_its_shares_are_checked(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PretrainConfig.model_validate({"steps": 1, **change})
+
+
+def test_a_list_of_toml_names_a_mixer_a_layer() -> None:
+    section = ModelSection.model_validate({"num_layers": 2, "mixers": ["gru", "attention"]})
+    assert section.mixers == ("gru", "attention")

@@ -17,7 +17,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from lmloop.config import database_setting
-from lmloop.errors import CompressionError
+from lmloop.errors import CompressionError, RecipeError
 from lmloop.progress import Progress
 from lmloop.recipe import Recipe
 from lmloop.stages import STAGES, Stage, Workshop
@@ -47,8 +47,10 @@ def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -
 
     Text without conversations is not fine-tuned unless that is what was asked for. A compression
     that would cost too much quality is refused by its stage; with `until` None the walk says so and
-    goes on with the uncompressed model.
+    goes on with the uncompressed model. Raises `RecipeError` for a model that does not continue
+    text where more is asked for than to pre-train it.
     """
+    _require_decoder(recipe, until)
     shop = Workshop(recipe=recipe, home=home, progress=progress)
     made: dict[str, Artifact] = {}
     with shop.store.use():
@@ -61,6 +63,16 @@ def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -
             except CompressionError as refusal:
                 progress.say(f"not compressed: {refusal}")
         return Made(made, _make_live(made, shop))
+
+
+def _require_decoder(recipe: Recipe, until: str | None) -> None:
+    """What comes after pre-training asks for each next token, and is measured by it."""
+    kind = recipe.model.kind
+    if kind != "decoder" and until not in ("prepare", "tokenize", "pretrain"):
+        raise RecipeError(
+            f"model.kind = {kind!r} can be pre-trained only: ask for `lmloop pretrain`, or set "
+            "model.kind = 'decoder'"
+        )
 
 
 def _make_live(made: Mapping[str, Artifact], shop: Workshop) -> Artifact:

@@ -125,7 +125,9 @@ class ModelSection(Section):
     """Width of the feed-forward layer; 0: there is none."""
     context_length: int = Field(default=512, ge=8)
     """Positions that the model is made for, in tokens."""
-    mixers: tuple[Literal["attention", "local", "lstm", "gru", "convolution"], ...] = ()
+    mixers: tuple[Literal["attention", "local", "lstm", "gru", "convolution"], ...] = Field(
+        default=(), strict=False
+    )
     """How the tokens of each layer learn of each other, one a layer; empty: attention in all."""
     window: int | None = Field(default=None, ge=1)
     """Local attention sees tokens nearer than this."""

@@ -62,3 +62,12 @@ def test_the_speed_is_measured(plan: Plan) -> None:
     config = model_config(SHAPE, vocab_size=300)
     arithmetic = training_flops_per_token(config, row_tokens=32)
     assert plan.flops_per_second == pytest.approx(plan.tokens_per_second * arithmetic)
+
+
+def test_a_model_with_an_encoder_is_foretold_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CALIBRATION_SECONDS", 0.02)
+    shape = SHAPE.model_copy(update={"kind": "encoder-decoder"})
+    stages = {"pretrain": PretrainConfig(steps=5, batch_tokens=64, row_tokens=32)}
+    plan = make_plan(shape, vocab_size=300, stages=stages, text_bytes=34_000)
+    assert plan.parameters > 0
+    assert plan.tokens_per_second > 0

@@ -7,7 +7,7 @@ on this machine, so nothing has to be known about it.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -136,4 +136,8 @@ def _random_batch(config: ModelConfig, section: TrainConfig) -> Batch:
     ids = np.random.default_rng(0).integers(0, config.vocab_size, shape)
     learnt = np.ones(shape, dtype=np.bool_)
     positions = np.broadcast_to(np.arange(section.row_tokens), shape).copy()
-    return Batch(ids, ids, learnt, np.zeros(shape, dtype=np.int64), positions)
+    segments = np.zeros(shape, dtype=np.int64)
+    batch = Batch(ids, ids, learnt, segments, positions)
+    if config.encoder is None:
+        return batch
+    return replace(batch, source=ids, source_segments=segments, source_positions=positions)
