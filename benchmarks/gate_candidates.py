@@ -16,7 +16,6 @@ import torch
 from lmloop.corpus.decontaminate import Decontaminator
 from lmloop.corpus.splits import SCHEMA, build_row, read_split, write_split
 from lmloop.inference.load import load
-from lmloop.model.checkpoint import load_model, save_model
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Silent
@@ -28,6 +27,7 @@ from lmloop.training.recipes import finetune
 from lmloop.updating.mixture import write_mixture
 from lmloop.updating.pledge import freeze, split_heldout
 from lmloop.upkeep import GateConfig
+from lmloop.weights.checkpoint import load_model, save_model
 
 DATA = Path(__file__).with_name("data")
 SLOWER_LAYERS = 0.5

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from peers.opened import measure
 
-from lmloop.model.checkpoint import load_model, save_model
 from lmloop.model.config import ModelConfig
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
+from lmloop.weights.checkpoint import load_model, save_model
 
 SHAPE = ModelConfig(
     vocab_size=49_152,

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from lmloop.config import load_recipe
-from lmloop.model.checkpoint import save_model
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.chat import DEFAULT_TEMPLATE
 from lmloop.tokens.tokenizer import train_tokenizer
 from lmloop.training.shape import model_config
+from lmloop.weights.checkpoint import save_model
 
 VOCABULARY = 4096
 

@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 from lmloop.config import load_recipe
-from lmloop.model.checkpoint import save_model
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.store.artifact import Artifact, ArtifactStore
 from lmloop.tokens.chat import DEFAULT_TEMPLATE
 from lmloop.tokens.tokenizer import Tokenizer, train_tokenizer
 from lmloop.training.shape import model_config
+from lmloop.weights.checkpoint import save_model
 
 LETTERS = {"A": "abcdefgh", "B": "ijklmnop", "C": "qrstuvwx"}
 NAME = "versions"

@@ -220,7 +220,7 @@ def tokenizer(shards_folder: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def model_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder in fp32 with random weights, tokenizer and chat template."""
-    from lmloop.model.checkpoint import save_model
+    from lmloop.weights.checkpoint import save_model
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer.save(folder)

@@ -16,9 +16,9 @@ from lmloop import api
 from lmloop.api import find, find_checkpoint
 from lmloop.errors import ArtifactError, ContextLengthError, RecipeError, UsageError
 from lmloop.inference.sampling import Sampling
-from lmloop.model.gguf import open_gguf
 from lmloop.sections import ServeConfig
 from lmloop.training.skip_gram import SkipGramOptions
+from lmloop.weights.gguf import open_gguf
 
 from .conftest import Walked, make_conversations, write_recipe
 

@@ -30,6 +30,7 @@ LAYERS = (
     {"compression", "updating"},
     {"training", "evaluation", "serving", "monitoring"},
     {"inference"},
+    {"weights"},
     {"model", "tokens", "corpus"},
     {"store"},
     {"config"},

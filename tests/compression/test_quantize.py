@@ -19,12 +19,12 @@ from lmloop.compression.quantize import compare_predictions, compress, measure_l
 from lmloop.errors import CompressionError
 from lmloop.inference.load import LoadedModel, load
 from lmloop.inference.speed import compare_speed
-from lmloop.model.checkpoint import save_model
 from lmloop.model.quantized import Int8Linear, quantize_int8
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Silent
 from lmloop.sections import CompressConfig
 from lmloop.tokens.shards import Shards
+from lmloop.weights.checkpoint import save_model
 
 from ..conftest import random_model
 

@@ -14,8 +14,8 @@ import torch
 from lmloop.errors import ArtifactError, TokenizerError
 from lmloop.inference.export import export_folder, export_gguf
 from lmloop.inference.load import LoadedModel, load
-from lmloop.model.gguf import open_gguf
 from lmloop.records import Turn
+from lmloop.weights.gguf import open_gguf
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
 TURNS = [Turn("user", "where is the sea?")]

@@ -10,10 +10,10 @@ import torch
 
 from lmloop.errors import ArtifactError, TokenizerError
 from lmloop.inference.load import load
-from lmloop.model.gguf_writer import write_gguf
 from lmloop.model.hardware import fast_dtype
 from lmloop.records import Turn
 from lmloop.store.artifact import Artifact, ArtifactStore
+from lmloop.weights.gguf_writer import write_gguf
 
 from ..model.test_gguf_decoder import metadata_of, tensors_of
 from ..tokens.test_gguf_vocabulary import metadata_of as vocabulary_of

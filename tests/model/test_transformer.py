@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lmloop.model.checkpoint import save_model
-from lmloop.model.families import write_config
 from lmloop.model.rows import PackedRows
 from lmloop.model.transformer import Transformer
+from lmloop.weights.checkpoint import save_model
+from lmloop.weights.families import write_config
 
 from ..conftest import random_model, tiny_shape
 from ..reference.decoder import logits_of

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmloop.model.cache import Chunk, SlotCache
-from lmloop.model.checkpoint import load_model, save_model
 from lmloop.model.transformer import Transformer
+from lmloop.weights.checkpoint import load_model, save_model
 
 pytestmark = pytest.mark.slow
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lmloop.model.cache import Chunk, SlotCache
-from lmloop.model.checkpoint import take_apart
-from lmloop.model.gguf import GgufFile, open_gguf
-from lmloop.model.gguf_decoder import read_decoder
 from lmloop.model.transformer import Transformer
+from lmloop.weights.checkpoint import take_apart
+from lmloop.weights.gguf import GgufFile, open_gguf
+from lmloop.weights.gguf_decoder import read_decoder
 
 pytestmark = pytest.mark.slow
 

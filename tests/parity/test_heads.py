@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmloop.model.head_files import load_task, save_task
+from lmloop.weights.head_files import load_task, save_task
 
 pytestmark = pytest.mark.slow
 

@@ -22,14 +22,14 @@ from torch import Tensor
 import lmloop
 from lmloop.inference.export import export_gguf
 from lmloop.inference.load import LoadedModel, load
-from lmloop.model.checkpoint import save_model
-from lmloop.model.families import FAMILIES
-from lmloop.model.gguf_decoder_writer import FILE_TYPES, describe_decoder, name_tensors
-from lmloop.model.gguf_writer import write_gguf
-from lmloop.model.stored import read_tensors
 from lmloop.tokens.gguf_vocabulary import CUTS, read_vocabulary
 from lmloop.tokens.gguf_vocabulary_writer import describe_vocabulary
 from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.weights.checkpoint import save_model
+from lmloop.weights.families import FAMILIES
+from lmloop.weights.gguf_decoder_writer import FILE_TYPES, describe_decoder, name_tensors
+from lmloop.weights.gguf_writer import write_gguf
+from lmloop.weights.stored import read_tensors
 
 from ..conftest import make_conversations, random_model, tiny_shape
 from ..tokens import sentence_pieces

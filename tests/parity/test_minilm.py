@@ -14,7 +14,7 @@ import torch
 import lmloop
 from lmloop.inference.embedding import write_embedding
 from lmloop.inference.load import LoadedModel, load
-from lmloop.model.checkpoint import save_model
+from lmloop.weights.checkpoint import save_model
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmloop.model.adapter_files import load_adapter, save_adapter
-from lmloop.model.adapters import Adapter, AdapterBank, LoraConfig, make_adapter
-from lmloop.model.checkpoint import load_model
 from lmloop.model.transformer import Transformer
+from lmloop.weights.adapter_files import load_adapter, save_adapter
+from lmloop.weights.adapters import Adapter, AdapterBank, LoraConfig, make_adapter
+from lmloop.weights.checkpoint import load_model
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,10 @@ import torch
 
 from lmloop.inference.load import load
 from lmloop.inference.score import cut_windows, score_windows
-from lmloop.model.checkpoint import load_model, save_model
 from lmloop.records import Turn
 from lmloop.tokens.chat import ChatTemplate
 from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.weights.checkpoint import load_model, save_model
 
 from ..conftest import random_model, tiny_shape
 

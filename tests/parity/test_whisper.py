@@ -27,9 +27,9 @@ from lmloop.corpus.audio import RATE, read_wav
 from lmloop.corpus.spectrogram import log_mel, mel_filters
 from lmloop.inference.load import load
 from lmloop.inference.transcribe import read_rules, transcribe
-from lmloop.model.ctranslate2 import open_ctranslate2
-from lmloop.model.ctranslate2_whisper import read_whisper_config, read_whisper_tensors
 from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.weights.ctranslate2 import open_ctranslate2
+from lmloop.weights.ctranslate2_whisper import read_whisper_config, read_whisper_tensors
 
 pytestmark = pytest.mark.slow
 

@@ -20,12 +20,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of a tiny random model with a tokenizer and a chat template."""
-    from lmloop.model.checkpoint import save_model
     from lmloop.model.config import ModelConfig
     from lmloop.model.init import initialise
     from lmloop.model.transformer import Transformer
     from lmloop.tokens.chat import DEFAULT_TEMPLATE
     from lmloop.tokens.tokenizer import train_tokenizer
+    from lmloop.weights.checkpoint import save_model
 
     folder = tmp_path_factory.mktemp("checkpoint")
     text = "the cat sat on the mat and said: hello, 你好, naïve \U0001f600 world. "

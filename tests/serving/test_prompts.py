@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from lmloop.errors import ContextLengthError, RequestError, TokenizerError
-from lmloop.model.gguf_writer import write_gguf
 from lmloop.records import Turn
 from lmloop.serving.prompts import Limits, Plan, Texts, plan_chat, plan_completion
 from lmloop.serving.schemas import parse_chat, parse_completion
 from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.weights.gguf_writer import write_gguf
 
 from ..tokens.test_gguf_vocabulary import metadata_of
 from .harness import ByteTokenizer, open_fake_texts

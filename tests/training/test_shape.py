@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lmloop.model.checkpoint import load_model, save_model
 from lmloop.sections import ModelSection
 from lmloop.training.shape import model_config
+from lmloop.weights.checkpoint import load_model, save_model
 
 from ..conftest import random_model
 

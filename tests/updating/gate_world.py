@@ -16,7 +16,6 @@ import torch
 
 from lmloop.corpus.splits import SCHEMA, build_row, write_split
 from lmloop.model.block import Block
-from lmloop.model.checkpoint import load_model, save_model
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Silent
@@ -29,6 +28,7 @@ from lmloop.training.recipes import finetune
 from lmloop.updating.mixture import write_mixture
 from lmloop.updating.pledge import freeze
 from lmloop.upkeep import GateConfig
+from lmloop.weights.checkpoint import load_model, save_model
 
 from ..conftest import VOCAB_SIZE, make_conversations, tiny_shape
 

@@ -13,7 +13,6 @@ import torch
 
 from lmloop.inference.load import LoadedModel, load
 from lmloop.model.cache import CacheView
-from lmloop.model.checkpoint import save_model
 from lmloop.store.artifact import Artifact, ArtifactStore
 from lmloop.updating.checks import (
     check_files,
@@ -23,6 +22,7 @@ from lmloop.updating.checks import (
     compare_decoding,
     skip,
 )
+from lmloop.weights.checkpoint import save_model
 
 from ..conftest import random_model
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import sqlalchemy as sa
 import torch
 
-from lmloop.model.checkpoint import save_model
 from lmloop.model.config import ModelConfig
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
@@ -25,6 +24,7 @@ from lmloop.serving.server import Signals, engine_spec, listen, run_server, url_
 from lmloop.store.database import database_url, open_database
 from lmloop.tokens.chat import DEFAULT_TEMPLATE
 from lmloop.tokens.tokenizer import Tokenizer, train_tokenizer
+from lmloop.weights.checkpoint import save_model
 
 SENTENCE = (
     "My weights know one sentence only, but they say it gladly: good morning from a tiny model!"

@@ -22,13 +22,13 @@ from lmloop.errors import CompressionError
 from lmloop.evaluation.perplexity import bits_per_byte_of
 from lmloop.inference.load import LoadedModel, load
 from lmloop.inference.speed import compare_speed
-from lmloop.model.checkpoint import load_model, save_model
 from lmloop.model.cost import count_parameters
 from lmloop.model.quantized import Int8Linear, quantize_int8
-from lmloop.model.stored import WEIGHTS
 from lmloop.progress import Progress
 from lmloop.sections import CompressConfig
 from lmloop.tokens.shards import Shards
+from lmloop.weights.checkpoint import load_model, save_model
+from lmloop.weights.stored import WEIGHTS
 
 MEASURED_TOKENS = 32_768
 """Held-out tokens on which bits per byte are compared."""

@@ -13,16 +13,16 @@ from pathlib import Path
 from torch import Tensor
 
 from lmloop.errors import ArtifactError
-from lmloop.model.checkpoint import assemble, load_config
 from lmloop.model.config import ModelConfig
-from lmloop.model.gguf import open_gguf
-from lmloop.model.gguf_decoder import read_named, read_shape
-from lmloop.model.gguf_decoder_writer import describe_decoder, name_tensors
-from lmloop.model.gguf_writer import write_gguf
-from lmloop.model.stored import read_tensors
 from lmloop.tokens.gguf_vocabulary import read_vocabulary
 from lmloop.tokens.gguf_vocabulary_writer import describe_vocabulary
 from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.weights.checkpoint import assemble, load_config
+from lmloop.weights.gguf import open_gguf
+from lmloop.weights.gguf_decoder import read_named, read_shape
+from lmloop.weights.gguf_decoder_writer import describe_decoder, name_tensors
+from lmloop.weights.gguf_writer import write_gguf
+from lmloop.weights.stored import read_tensors
 
 SUFFIX = ".gguf"
 

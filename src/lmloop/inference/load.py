@@ -16,19 +16,19 @@ from lmloop.errors import ArtifactError, TokenizerError
 from lmloop.inference.embedding import Embedding, embed, read_embedding
 from lmloop.inference.speech import transcribe_speech
 from lmloop.inference.transcribe import read_rules
-from lmloop.model.checkpoint import CONFIG, assemble, load_model
 from lmloop.model.config import ModelConfig
-from lmloop.model.ctranslate2 import open_ctranslate2
-from lmloop.model.ctranslate2_whisper import read_whisper_config, read_whisper_tensors
-from lmloop.model.families import read_config
-from lmloop.model.gguf import open_gguf
-from lmloop.model.gguf_decoder import read_decoder
 from lmloop.model.hardware import fast_dtype
 from lmloop.model.transformer import Transformer
 from lmloop.store.artifact import MANIFEST, open_artifact
 from lmloop.tokens.chat import ChatTemplate
 from lmloop.tokens.gguf_vocabulary import read_vocabulary
 from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.weights.checkpoint import CONFIG, assemble, load_model
+from lmloop.weights.ctranslate2 import open_ctranslate2
+from lmloop.weights.ctranslate2_whisper import read_whisper_config, read_whisper_tensors
+from lmloop.weights.families import read_config
+from lmloop.weights.gguf import open_gguf
+from lmloop.weights.gguf_decoder import read_decoder
 
 CTRANSLATE2 = "model.bin"
 

@@ -1,1 +1,1 @@
-"""Takes token ids; gives logits: the model core, its costs, and its checkpoint folder."""
+"""Takes token ids; gives logits: the model core, and its costs."""

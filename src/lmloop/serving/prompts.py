@@ -44,7 +44,7 @@ def _open_tokenizer(path: Path) -> tuple[Tokenizer, Path]:
     if path.suffix != ".gguf":
         return Tokenizer.open(path), path / "tokenizer.json"
     # Imported here: with torch behind it, a second that a folder's server does not wait for.
-    from lmloop.model.gguf import open_gguf
+    from lmloop.weights.gguf import open_gguf
 
     return read_vocabulary(open_gguf(path).metadata), path
 

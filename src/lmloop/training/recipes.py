@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from lmloop.errors import CorpusError, TrainingError
-from lmloop.model.checkpoint import load_model, save_model
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
 from lmloop.model.hardware import fast_dtype
@@ -31,6 +30,7 @@ from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training.loop import JOURNAL, mean_loss, train
 from lmloop.training.shape import model_config
+from lmloop.weights.checkpoint import load_model, save_model
 
 Validate = Callable[[Transformer], float]
 VALIDATION_TOKENS = 32_768

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lmloop.model.config import Experts, ModelConfig
-from lmloop.model.families import name_family
 from lmloop.sections import ModelSection
+from lmloop.weights.families import name_family
 
 _ELSEWHERE = {"kind", "experts", "experts_active", "expert_size", "balance"}
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lmloop.errors import UpdateError
-from lmloop.model.checkpoint import load_config
 from lmloop.progress import Progress
 from lmloop.tokens.shards import Shards
 from lmloop.training.recipes import Validate, finetune
 from lmloop.updating.mixture import SPLIT
 from lmloop.upkeep import UpdateConfig
+from lmloop.weights.checkpoint import load_config
 
 
 def refresh(

@@ -1,0 +1,1 @@
+"""The weights of others, and our own at rest: files, names, layouts, adapters."""
