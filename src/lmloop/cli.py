@@ -18,6 +18,7 @@ from lmloop.options import (
     Analogy,
     Dimensions,
     Epochs,
+    FileFormat,
     Home,
     Host,
     Method,
@@ -31,6 +32,8 @@ from lmloop.options import (
     TextSources,
     Threads,
     VectorFile,
+    Weights,
+    WeightType,
     Window,
     choose_vector_options,
     parse_overrides,
@@ -305,10 +308,7 @@ def plan(context: typer.Context, recipe: Recipe) -> None:
 
 @app.command()
 def pull(
-    name: Annotated[
-        str | None,
-        typer.Argument(help="Name of the weights [default: list them].", show_default=False),
-    ] = None,
+    name: Weights = None,
     home: Home = None,
 ) -> None:
     """Fetch weights of others, checked by hash; without a name, list what there is."""
@@ -327,19 +327,13 @@ def export(
     name: Annotated[str, typer.Argument(help="Name, folder or .gguf file of the model.")],
     folder: Annotated[Path, typer.Argument(help="Folder to make, or a file ending in .gguf.")],
     home: Home = None,
-    file_format: Annotated[
-        str, typer.Option("--format", help="hf: transformers, vLLM; gguf: llama.cpp.")
-    ] = "hf",
-    weight_type: Annotated[
-        str | None,
-        typer.Option("--type", help="With gguf: F32, F16, BF16, Q8_0, Q4_0, Q4_K [default: Q8_0]."),
-    ] = None,
+    file_format: FileFormat = "hf",
+    weight_type: WeightType = None,
 ) -> None:
     """Write a model for other programs: its Hugging Face folder, or a GGUF file."""
     from lmloop import api
 
-    made = api.export(name, folder, home=home, file_format=file_format, weight_type=weight_type)
-    print(made)
+    print(api.export(name, folder, home=home, file_format=file_format, weight_type=weight_type))
 
 
 @app.command()

@@ -61,6 +61,17 @@ Port = Annotated[
     int | None,
     typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: a free one."),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Argument(help="Name of the weights [default: list them].", show_default=False),
+]
+FileFormat = Annotated[
+    str, typer.Option("--format", help="hf: transformers, vLLM; gguf: llama.cpp.")
+]
+WeightType = Annotated[
+    str | None,
+    typer.Option("--type", help="With gguf: F32, F16, BF16, Q8_0, Q4_0, Q4_K [default: Q8_0]."),
+]
 VectorFile = Annotated[
     Path, typer.Argument(help="File of word vectors: .vec, .txt, .bin or .glove.", metavar="FILE")
 ]
