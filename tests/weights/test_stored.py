@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -163,12 +164,14 @@ FUZZ = settings(
     deadline=None,
     derandomize=True,
     database=None,
+    phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
 def mutate(data: Any, place: int, how: str, value: Any) -> None:
     """Change one entry of nested JSON, in place."""
+    value = copy.deepcopy(value)  # or a list that is put in twice could come to hold itself
     nodes = [data]
     for node in nodes:
         entries = node.values() if isinstance(node, dict) else node
