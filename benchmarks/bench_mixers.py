@@ -33,7 +33,8 @@ from lmloop.training.optim import Optimizer
 from lmloop.training.schedule import warmup_stable_decay
 
 VOCABULARY, ROW, ROWS, LAYERS, WIDTH = 2048, 128, 16, 4, 256
-HELD_OUT = 0.05
+HELD_OUT = 150
+"""Conversations at the end that are only measured on."""
 PLAIN = ModelConfig(
     vocab_size=VOCABULARY,
     num_layers=LAYERS,
@@ -66,8 +67,7 @@ def read_texts() -> tuple[list[str], list[str]]:
         for each in json.loads(data.read_text("utf-8")).values()
     ]
     texts = [text for text in texts if text.strip()]
-    kept = int(len(texts) * (1 - HELD_OUT))
-    return texts[:kept], texts[kept:]
+    return texts[:-HELD_OUT], texts[-HELD_OUT:]
 
 
 def train(config: ModelConfig, ids: NDArray[np.int64], *, budget: float) -> tuple[Transformer, int]:
