@@ -54,7 +54,7 @@ class Attention(nn.Module):
     def _project(self, x: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [N, H, d], keys and values [N, K, d]."""
         heads = (x.repeat(1, 3) if self.qkv is None else self.qkv(x)).view(
-            len(x), -1, self.head_dim
+            x.shape[0], -1, self.head_dim
         )
         qk, v = torch.split(heads, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
         # Queries and keys go through norm and rotation together: fewer and larger operators.
@@ -96,7 +96,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "N D"], view: View) -> Float[Tensor, "N D"]:
         """Each token gathers from all tokens of its source."""
-        q = self.query(x).view(len(x), -1, self.head_dim)
+        q = self.query(x).view(x.shape[0], -1, self.head_dim)
         attended = view.attend_source(self.layer, q, self.read, scoring=self.scoring)
         output: Tensor = self.output(attended.flatten(1))
         return output
@@ -105,7 +105,7 @@ class CrossAttention(nn.Module):
         self, states: Float[Tensor, "M E"]
     ) -> tuple[Float[Tensor, "M K d"], Float[Tensor, "M K d"]]:
         """Keys and values of the encoder's states."""
-        keys, values = self.kv(states).view(len(states), -1, self.head_dim).chunk(2, dim=1)
+        keys, values = self.kv(states).view(states.shape[0], -1, self.head_dim).chunk(2, dim=1)
         return keys, values
 
 

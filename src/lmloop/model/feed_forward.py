@@ -80,9 +80,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Each token by itself; while training, the balance loss hangs on the output."""
         chances = self.router(x).softmax(-1, dtype=torch.float32)
-        shares, chosen = chances.topk(self.experts.active, dim=-1)
-        if self.experts.normalise:
-            shares = shares / shares.sum(-1, keepdim=True)
+        shares, chosen = self.choose(chances)
         output = torch.zeros_like(x) if self.shared is None else self.shared(x)
         # One expert after the other: what a token gets depends on no other token of the batch.
         for expert in range(self.experts.count):
@@ -96,6 +94,15 @@ class MixtureOfExperts(nn.Module):
             loss = self.experts.balance * balance_loss(chances, chosen)
             output = _WithLoss.apply(output, loss)  # type: ignore[no-untyped-call]
         return output
+
+    def choose(
+        self, chances: Float[Tensor, "N E"]
+    ) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
+        """The experts that each token passes, and the share that each of them has in it."""
+        shares, chosen = chances.topk(self.experts.active, dim=-1)
+        if self.experts.normalise:
+            shares = shares / shares.sum(-1, keepdim=True)
+        return shares, chosen
 
 
 def balance_loss(chances: Float[Tensor, "N E"], chosen: Int[Tensor, "N k"]) -> Float[Tensor, ""]:

@@ -95,10 +95,10 @@ class Convolution(nn.Module):
     ) -> tuple[Float[Tensor, "R T D"], Float[Tensor, "R S"]]:
         """See `SequenceMixer`; the state is the tokens before."""
         behind = 0 if self.causal else self.reach // 2
-        before = x.new_zeros(len(x), self.reach - behind, x.shape[2])
+        before = x.new_zeros(x.shape[0], self.reach - behind, x.shape[2])
         if state is not None:
             before = state.view_as(before)
         joined = F.pad(torch.cat([before, x], dim=1), (0, 0, 0, behind))
         y = F.relu(self.convolution(joined.transpose(1, 2)))
-        y = F.max_pool1d(y, self.pooling, stride=1) if self.pooling > 1 else y
+        y = F.max_pool2d(y, (1, self.pooling), stride=1) if self.pooling > 1 else y
         return y.transpose(1, 2), joined[:, x.shape[1] :].flatten(1)

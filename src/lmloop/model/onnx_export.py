@@ -1,0 +1,129 @@
+"""A model as an ONNX graph, for programs that know neither PyTorch nor its family.
+
+Takes: a model. Gives: one file: `tokens` int64 [B, T] to `logits` [B, T, V], or to `states`
+[B, T, D] where it has no head; of an encoder-decoder with `source` int64 [B, S] beside the tokens.
+B, T and S are free. The graph keeps no cache: each call reads its rows from their beginning.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lmloop.errors import ArtifactError, MissingExtraError
+from lmloop.model.feed_forward import MixtureOfExperts, activate
+from lmloop.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+LARGEST_FILE = 2_000_000_000
+"""Bytes of weights beyond which ONNX keeps them in a second file, named `FILE.data`."""
+
+
+class _Rows(nn.Module):
+    """What the graph computes."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens: Int[Tensor, "B T"], source: Int[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "B T X"]:
+        read = None if source is None else self.model.read(source)
+        compute = self.model.states if self.model.head is None else self.model
+        rows: Tensor = compute(tokens, source=read)
+        return rows
+
+
+class _AllExperts(nn.Module):
+    """The same mixture with each token through every expert: a graph has no lists of its tokens."""
+
+    def __init__(self, mixture: MixtureOfExperts) -> None:
+        super().__init__()
+        self.mixture = mixture
+
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        mixture = self.mixture
+        chances = mixture.router(x).softmax(-1)
+        shares, chosen = mixture.choose(chances)
+        weights = torch.zeros_like(chances).scatter(1, chosen, shares)
+        inner = torch.einsum("nd,eid->nei", x, mixture.up)
+        inner = activate(inner, activation=mixture.activation, gated=mixture.gated)
+        output = torch.einsum("nei,edi,ne->nd", inner, mixture.down, weights)
+        return output if mixture.shared is None else output + mixture.shared(x)
+
+
+def export_onnx(model: Transformer, path: Path) -> None:
+    """Write a model into `path`, its weights in fp32.
+
+    Raises `ArtifactError` for a kind of model that no graph here can express, `MissingExtraError`
+    where the extra `onnx` is not installed.
+    """
+    for package in ("onnx", "onnxscript"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package=package, extra="onnx")
+    _check_kind(model)
+    inputs = {"tokens": torch.zeros(2, 5, dtype=torch.int64)}
+    axes = {"tokens": {0: "B", 1: "T"}}
+    if model.config.encoder is not None:
+        inputs["source"], axes["source"] = torch.zeros(2, 7, dtype=torch.int64), {0: "B", 1: "S"}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            _Rows(_spell_out(model)).eval(),
+            kwargs=inputs,
+            input_names=list(inputs),
+            output_names=["states" if model.head is None else "logits"],
+            dynamic_shapes=axes,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph:  # sizes that were seen while tracing are no promise
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    size = sum(parameter.numel() * 4 for parameter in model.parameters())
+    program.save(path, external_data=size > LARGEST_FILE)
+
+
+def _check_kind(model: Transformer) -> None:
+    config = model.config
+    if config.int8:
+        raise ArtifactError("weights of 8 bits do not leave as ONNX: export what they were made of")
+    if config.encoder is not None and config.encoder.audio_bins:
+        raise ArtifactError("a model that hears does not leave as ONNX: only rows of tokens do")
+
+
+def _spell_out(model: Transformer) -> Transformer:
+    """A copy in fp32 without what depends on the values of tensors."""
+    copy = deepcopy(model).float()
+    for module in list(copy.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, MixtureOfExperts):
+                setattr(module, name, _AllExperts(child))
+    return copy
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says of itself: it concerns its authors."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
