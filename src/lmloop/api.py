@@ -31,6 +31,7 @@ from lmloop.upkeep import MonitorConfig
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+    import torch
     from fastapi import APIRouter
 
     from lmloop.inference.engine import Answer
@@ -193,15 +194,21 @@ def generate(
     return next(Engine(loaded, max_running=1).generate([ids], sampling or Sampling()))
 
 
-def load(name: str | Path | None = None, *, home: str | Path | None = None) -> LoadedModel:
+def load(
+    name: str | Path | None = None,
+    *,
+    home: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> LoadedModel:
     """Open a model: `.transformer`, `.tokenizer`, `.template`, and a call.
 
-    `name` is that of a live model, a folder, ours or Hugging Face's, or a `.gguf` file. Calling the
-    result on ids [B, T] (int64) gives logits [B, T, V].
+    `name` is that of a live model, a folder, ours or Hugging Face's, or a `.gguf` file; `dtype`
+    None is what this processor computes fastest. Calling the result on ids [B, T] (int64) gives
+    logits [B, T, V].
     """
     from lmloop.inference.load import load as work
 
-    return work(_find_weights(name, home=home))
+    return work(_find_weights(name, home=home), dtype=dtype)
 
 
 def transcribe(

@@ -184,8 +184,8 @@ def train_tokenizer(
     texts: Iterable[str],
     *,
     vocab_size: int,
-    chat_template: str,
-    context_length: int,
+    chat_template: str | None = None,
+    context_length: int | None = None,
     extra_tokens: Sequence[str] = (),
 ) -> Tokenizer:
     """Learn a byte-level BPE of `vocab_size` entries; `CorpusError` if the text is too small.
@@ -228,4 +228,5 @@ def train_tokenizer(
         "clean_up_tokenization_spaces": False,
         "chat_template": chat_template,
     }
+    config = {key: value for key, value in config.items() if value is not None}
     return Tokenizer(backend, config=config)
