@@ -11,7 +11,10 @@ import lmloop
 from lmloop.inference.load import LoadedModel
 
 NAME = "smollm2-135m-instruct"
-PROMPTS = ("Once upon a time, in a small village by the sea,", "The most important thing about code")
+PROMPTS = (
+    "Once upon a time, in a small village by the sea,",
+    "The most important thing about code",
+)
 
 
 @cache

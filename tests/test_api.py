@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import lmloop
 from lmloop import api
@@ -282,3 +283,10 @@ def test_vectors_that_cannot_be_learnt_leave_no_file(walked: Walked, tmp_path: P
         with pytest.raises(UsageError, match=told):
             lmloop.vectors(tmp_path / file, train=[train], home=walked.home)
     assert list(tmp_path.iterdir()) == [text]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_is_opened_in_the_precision_that_is_asked_for(
+    model_folder: Path, dtype: torch.dtype
+) -> None:
+    assert lmloop.load(model_folder, dtype=dtype).transformer.embedding.weight.dtype == dtype

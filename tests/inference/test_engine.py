@@ -100,6 +100,17 @@ def test_without_a_seed_answers_differ(loaded: LoadedModel) -> None:
     assert len({answer.tokens for answer in Engine(loaded).generate(prompts, sampling)}) > 1
 
 
+def test_each_prompt_may_have_a_sampling_of_its_own(loaded: LoadedModel) -> None:
+    prompt = ids_of(loaded)[0]
+    seeds = [Sampling(temperature=1.0, max_tokens=15, seed=seed) for seed in range(3)]
+    together = list(Engine(loaded).generate([prompt] * 3, seeds))
+    alone = [next(Engine(loaded).generate([prompt], each)) for each in seeds]
+    assert together == alone
+    assert len({answer.tokens for answer in together}) == 3
+    with pytest.raises(UsageError, match="2 prompts have 3 samplings"):
+        next(Engine(loaded).generate([prompt] * 2, seeds))
+
+
 def test_prompts_may_be_text_or_ids_and_are_answered_in_order(loaded: LoadedModel) -> None:
     tokenizer = loaded.require_tokenizer()
     texts = list(Engine(loaded, max_running=2).generate(PROMPTS, GREEDY))

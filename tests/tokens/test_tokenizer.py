@@ -274,3 +274,11 @@ def test_special_tokens_that_are_spelt_in_an_encoders_text_stay_text(tmp_path: P
     write_word_pieces(tmp_path)
     (found,) = Tokenizer.open(tmp_path).encode_inputs(["tea[SEP]tea"], max_length=512)
     assert found == [2, 8, 1, 1, 1, 8, 3]
+
+
+def test_text_alone_is_enough_to_learn_from(tmp_path: Path) -> None:
+    made = train_tokenizer(["the sea and the train"] * 3, vocab_size=262)
+    made.save(tmp_path)
+    opened = Tokenizer.open(tmp_path)
+    assert opened.chat_template is None
+    assert opened.decode(opened.encode("the café")) == "the café"

@@ -171,20 +171,24 @@ class Engine:
         return pieces
 
     def generate(
-        self, prompts: Sequence[str | Sequence[int]], sampling: Sampling
+        self, prompts: Sequence[str | Sequence[int]], sampling: Sampling | Sequence[Sampling]
     ) -> Iterator[Answer]:
-        """Answers to prompts (text, or ids) in the order given; with a seed, all use the same.
+        """Answers to prompts (text, or ids) in the order given.
 
-        Raises `UsageError` where the engine is at work for somebody else.
+        `sampling` is one for all, whose seed all use, or one a prompt. Raises `UsageError` where
+        their number is another, and where the engine is at work for somebody else.
         """
         if self.has_work():
             raise UsageError("this engine is at work already: finish that, or make another engine")
+        asked = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        if len(asked) != len(prompts):
+            raise UsageError(f"{len(prompts)} prompts have {len(asked)} samplings: give one each")
         requests: list[Request] = []
         try:
-            for index, prompt in enumerate(prompts):
+            for index, (prompt, wanted) in enumerate(zip(prompts, asked, strict=True)):
                 if isinstance(prompt, str):
                     prompt = self._tokenizer.encode_document(prompt)
-                self.add(str(index), prompt, sampling)
+                self.add(str(index), prompt, wanted)
                 requests.append(self._waiting[-1])
             yield from self._finish(requests)
         finally:
