@@ -106,7 +106,7 @@ def main() -> None:
     """Train, with the validation loss after each epoch; then judge new sentences."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--reviews", type=int, default=5000, help="of each kind, at most")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     arguments = parser.parse_args()
 
     torch.manual_seed(0)

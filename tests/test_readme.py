@@ -41,7 +41,9 @@ def test_a_page_names_no_verb_that_is_not_there(page: str) -> None:
     "page",
     [
         path.relative_to(ROOT).as_posix()
-        for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+        for path in sorted(
+            [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")]
+        )
     ],
 )
 def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
