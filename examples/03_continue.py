@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 import lmloop
-from lmloop.model.checkpoint import save_model
+from lmloop.weights.checkpoint import save_model
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
 from lmloop.model.init import initialise

@@ -53,3 +53,12 @@ def test_yarn_makes_angles_longer_by_its_factor_and_others_do_not() -> None:
         torch.tensor([0, 3]), torch.tensor([1.0]), dtype=torch.float32, magnitude=2.0
     )
     torch.testing.assert_close((cosine**2 + sine**2).flatten(), torch.tensor([4.0, 4.0]))
+
+
+def test_ntk_scales_the_slowest_pair_in_full_and_the_fastest_not_at_all() -> None:
+    plain = rotary_frequencies(16, theta=1e4, scaling=None)
+    scaled = rotary_frequencies(16, theta=1e4, scaling=RopeScaling(kind="ntk", factor=4.0))
+    assert scaled[0] == plain[0]
+    torch.testing.assert_close(scaled[-1], plain[-1] / 4)
+    assert (scaled[1:-1] < plain[1:-1]).all()
+    assert (scaled[1:-1] > plain[1:-1] / 4).all()

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class RopeScaling:
     """How a model that was trained on `original_length` positions reads `factor` times as many."""
 
-    kind: Literal["linear", "llama3", "yarn"]
+    kind: Literal["linear", "ntk", "llama3", "yarn"]
     factor: float
     original_length: int = 0
-    """Positions that the unscaled frequencies were trained on; linear scaling needs none."""
+    """Positions that the unscaled frequencies were trained on; linear and ntk need none."""
     low: float = 1.0
     """Turns over `original_length` below which a frequency is scaled in full (yarn: beta_slow)."""
     high: float = 4.0
@@ -48,8 +48,11 @@ def rotary_frequencies(
     """Radians a token of each pair, fp32 [d/2], the fastest first.
 
     Sources: Su et al. 2021, RoFormer; Chen et al. 2023, Positional Interpolation (linear); Peng et
-    al. 2023, YaRN, section 3; Llama 3.1's published code (llama3).
+    al. 2023, YaRN, sections 3.1 (ntk: the base grows, so that the slowest pair is scaled in full
+    and the fastest not at all) and 3; Llama 3.1's published code (llama3).
     """
+    if scaling is not None and scaling.kind == "ntk":
+        theta, scaling = theta * scaling.factor ** (head_dim / (head_dim - 2)), None
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32)
     frequencies = theta ** (-exponents / head_dim)
     if scaling is None:

@@ -25,6 +25,8 @@ def model_config(section: ModelSection, *, vocab_size: int) -> ModelConfig:
         vocab_size=vocab_size,
         experts=experts,
         causal=section.kind != "encoder",
+        # Tokens begin at 0.02 and waves have size one: without a scale they drown the tokens.
+        embedding_scale=50.0 if section.positions == "sinusoidal" else 1.0,
         **section.model_dump(exclude=_ELSEWHERE),
     )
     if section.kind == "encoder-decoder":
