@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 import lmloop
-from lmloop.weights.checkpoint import save_model
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
+from lmloop.weights.checkpoint import save_model
 
 NAME = "smollm2-135m-instruct"
 PROMPT = "The quick brown fox jumps over the lazy dog"

@@ -257,12 +257,19 @@ def test_export_writes_a_file_for_llama_cpp(
     assert [path.name for path in other.iterdir()] == ["sea-Q8_0.gguf"]
 
 
+def test_export_writes_a_graph(call: Call, model_folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "sea.onnx"
+    assert call("export", model_folder, target, "--format", "onnx") == (0, f"{target}\n", "")
+    assert target.read_bytes().startswith(b"\x08")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        (("--format", "onnx"), "8 bits do not leave as ONNX"),
         (("--format", "gguf"), "8-bit weights would be rounded a second time"),
         (("--format", "gguf", "--type", "Q6_K"), "the type 'Q6_K' cannot be written: allowed are"),
-        (("--format", "onnx"), "the format 'onnx' is not written: allowed are hf, gguf"),
+        (("--format", "bin"), "the format 'bin' is not written: allowed are hf, gguf, onnx"),
         (("--type", "F16"), "F16 is a type of GGUF weights: add --format gguf"),
     ],
 )

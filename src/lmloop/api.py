@@ -270,16 +270,19 @@ def export(
 
     `file_format` "hf" copies its folder for transformers, vLLM or a hub. "gguf" writes one file for
     llama.cpp, which `target` names if it ends in `.gguf`, else the folder to hold it; its weights
-    become `weight_type`: F32, F16, BF16, Q8_0 (if None), Q4_0 or Q4_K. Raises `ArtifactError` where
-    `target` exists or cannot be written, and where GGUF cannot hold the model.
+    become `weight_type`: F32, F16, BF16, Q8_0 (if None), Q4_0 or Q4_K. "onnx" writes a graph in
+    fp32, into a file that ends in `.onnx` or a folder. Raises `ArtifactError` where `target` exists
+    or cannot be written, and where the format cannot hold the model.
     """
-    from lmloop.inference.export import export_folder, export_gguf
+    from lmloop.inference.export import export_folder, export_gguf, export_onnx
 
     target = Path(target)
-    if file_format not in ("hf", "gguf"):
-        raise ArtifactError(f"the format {file_format!r} is not written: allowed are hf, gguf")
-    as_file = file_format == "gguf"
-    if weight_type is not None and not as_file:
+    if file_format not in ("hf", "gguf", "onnx"):
+        raise ArtifactError(
+            f"the format {file_format!r} is not written: allowed are hf, gguf, onnx"
+        )
+    as_file = file_format != "hf"
+    if weight_type is not None and file_format != "gguf":
         raise ArtifactError(f"{weight_type} is a type of GGUF weights: add --format gguf")
     source = _find_weights(name, home=home) if as_file else find_checkpoint(name, home=home)
     if target.exists():
@@ -289,9 +292,11 @@ def export(
     artifact = open_artifact(folder) if _is_artifact(folder) else None
     if artifact is not None:
         artifact.verify()
-    if as_file:
-        known_as = source.resolve().stem if artifact is None else artifact.name
+    known_as = source.resolve().stem if artifact is None else artifact.name
+    if file_format == "gguf":
         export_gguf(source, target, name=known_as, weight_type=weight_type or "Q8_0")
+    elif file_format == "onnx":
+        export_onnx(source, target, name=known_as)
     else:
         export_folder(source, target)
     return target

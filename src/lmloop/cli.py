@@ -325,12 +325,12 @@ def pull(
 @app.command()
 def export(
     name: Annotated[str, typer.Argument(help="Name, folder or .gguf file of the model.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to make, or a file ending in .gguf.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to make, or a .gguf or .onnx file.")],
     home: Home = None,
     file_format: FileFormat = "hf",
     weight_type: WeightType = None,
 ) -> None:
-    """Write a model for other programs: its Hugging Face folder, or a GGUF file."""
+    """Write a model for other programs: its Hugging Face folder, a GGUF file, an ONNX graph."""
     from lmloop import api
 
     print(api.export(name, folder, home=home, file_format=file_format, weight_type=weight_type))

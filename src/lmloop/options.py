@@ -66,7 +66,7 @@ Weights = Annotated[
     typer.Argument(help="Name of the weights [default: list them].", show_default=False),
 ]
 FileFormat = Annotated[
-    str, typer.Option("--format", help="hf: transformers, vLLM; gguf: llama.cpp.")
+    str, typer.Option("--format", help="hf: transformers, vLLM; gguf: llama.cpp; onnx: a graph.")
 ]
 WeightType = Annotated[
     str | None,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lmloop.errors import ArtifactError, TokenizerError
-from lmloop.inference.export import export_folder, export_gguf
+from lmloop.inference.export import export_folder, export_gguf, export_onnx
 from lmloop.inference.load import LoadedModel, load
 from lmloop.records import Turn
 from lmloop.weights.gguf import open_gguf
@@ -38,6 +38,19 @@ def test_a_folder_is_made_where_the_target_is_no_file(model_folder: Path, tmp_pa
     (path,) = (tmp_path / "out").iterdir()
     assert path.name == "sea-Q8_0.gguf"
     assert open_gguf(path).metadata["general.name"] == "sea"
+
+
+def test_a_graph_is_a_file_or_lies_in_a_folder(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmloop.inference.export.write_onnx", lambda _, path: path.touch())
+    export_onnx(model_folder, tmp_path / "sea.onnx", name="sea")
+    export_onnx(model_folder, tmp_path / "out", name="sea")
+    assert (tmp_path / "sea.onnx").is_file()
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["sea.onnx"]
+    monkeypatch.setattr("lmloop.inference.export.LARGEST_FILE", 1000)
+    with pytest.raises(ArtifactError, match=r"big\.onnx cannot hold.*name a folder"):
+        export_onnx(model_folder, tmp_path / "big.onnx", name="sea")
 
 
 def test_a_file_is_written_again_as_another_type(

@@ -1,4 +1,4 @@
-"""A model written for other programs: its own folder, or one GGUF file for llama.cpp.
+"""A model written for other programs: its own folder, a GGUF file, or an ONNX graph.
 
 Takes: a checkpoint's folder or a `.gguf` file. Gives: a folder or a file, whole or not at all.
 """
@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lmloop.errors import ArtifactError
+from lmloop.inference.load import load
 from lmloop.model.config import ModelConfig
 from lmloop.tokens.gguf_vocabulary import read_vocabulary
 from lmloop.tokens.gguf_vocabulary_writer import describe_vocabulary
@@ -22,6 +24,7 @@ from lmloop.weights.gguf import open_gguf
 from lmloop.weights.gguf_decoder import read_named, read_shape
 from lmloop.weights.gguf_decoder_writer import describe_decoder, name_tensors
 from lmloop.weights.gguf_writer import write_gguf
+from lmloop.weights.onnx_export import LARGEST_FILE, count_bytes, write_onnx
 from lmloop.weights.stored import read_tensors
 
 SUFFIX = ".gguf"
@@ -55,6 +58,22 @@ def export_gguf(source: Path, target: Path, *, name: str, weight_type: str) -> N
             made.mkdir()
             made /= f"{name}-{weight_type}{SUFFIX}"
         write_gguf(made, metadata=metadata, tensors=tensors)
+
+
+def export_onnx(source: Path, target: Path, *, name: str) -> None:
+    """Write a model, called `name`, as an ONNX graph with weights in fp32.
+
+    `target` is a file where it ends in `.onnx`, else a folder to hold one. Raises `ArtifactError`
+    for what a graph cannot express, and where `target` cannot be made.
+    """
+    model = load(source, dtype=torch.float32, verify=False).transformer
+    if target.suffix == ".onnx" and count_bytes(model) > LARGEST_FILE:
+        raise ArtifactError(f"{target} cannot hold more than 2 GB of weights: name a folder")
+    with _make_whole(target) as made:
+        if target.suffix != ".onnx":
+            made.mkdir()
+            made /= f"{name}.onnx"
+        write_onnx(model, made)
 
 
 def _describe(source: Path) -> tuple[ModelConfig, Tokenizer | None]:

@@ -64,7 +64,7 @@ class _AllExperts(nn.Module):
         return output if mixture.shared is None else output + mixture.shared(x)
 
 
-def export_onnx(model: Transformer, path: Path) -> None:
+def write_onnx(model: Transformer, path: Path) -> None:
     """Write a model into `path`, its weights in fp32.
 
     Raises `ArtifactError` for a kind of model that no graph here can express, `MissingExtraError`
@@ -73,7 +73,11 @@ def export_onnx(model: Transformer, path: Path) -> None:
     for package in ("onnx", "onnxscript"):
         if find_spec(package) is None:
             raise MissingExtraError(package=package, extra="onnx")
-    _check_kind(model)
+    if model.config.int8:
+        raise ArtifactError("weights of 8 bits do not leave as ONNX: export what they were made of")
+    if model.config.encoder is not None and model.config.encoder.audio_bins:
+        raise ArtifactError("a model that hears does not leave as ONNX: only rows of tokens do")
+    # Of different sizes, none of them one, so that none is taken for a constant or for another.
     inputs = {"tokens": torch.zeros(2, 5, dtype=torch.int64)}
     axes = {"tokens": {0: "B", 1: "T"}}
     if model.config.encoder is not None:
@@ -89,20 +93,15 @@ def export_onnx(model: Transformer, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    for node in program.model.graph:  # sizes that were seen while tracing are no promise
+    for node in program.model.graph:  # inner sizes that tracing has seen are no promise
         for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = None
-    size = sum(parameter.numel() * 4 for parameter in model.parameters())
-    program.save(path, external_data=size > LARGEST_FILE)
+            value.shape = value.shape if value.is_graph_output() else None
+    program.save(path, external_data=count_bytes(model) > LARGEST_FILE)
 
 
-def _check_kind(model: Transformer) -> None:
-    config = model.config
-    if config.int8:
-        raise ArtifactError("weights of 8 bits do not leave as ONNX: export what they were made of")
-    if config.encoder is not None and config.encoder.audio_bins:
-        raise ArtifactError("a model that hears does not leave as ONNX: only rows of tokens do")
+def count_bytes(model: Transformer) -> int:
+    """Of its weights in fp32."""
+    return sum(4 * parameter.numel() for parameter in model.parameters())
 
 
 def _spell_out(model: Transformer) -> Transformer:
