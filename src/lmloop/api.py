@@ -265,41 +265,37 @@ def export(
     home: str | Path | None = None,
     file_format: str = "hf",
     weight_type: str | None = None,
+    max_loss: float | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write a model, verified, for other programs.
 
     `file_format` "hf" copies its folder for transformers, vLLM or a hub. "gguf" writes one file for
     llama.cpp, which `target` names if it ends in `.gguf`, else the folder to hold it; its weights
     become `weight_type`: F32, F16, BF16, Q8_0 (if None), Q4_0 or Q4_K. "onnx" writes a graph in
-    fp32, into a file that ends in `.onnx` or a folder. Raises `ArtifactError` where `target` exists
-    or cannot be written, and where the format cannot hold the model.
+    fp32, into a file that ends in `.onnx` or a folder. Both are compared with the original, which
+    `progress` is told. Raises `ArtifactError` where `target` exists or cannot be written, where the
+    format cannot hold the model, and where its nats rise by more than `max_loss` (0.05 if None).
     """
-    from lmloop.inference.export import export_folder, export_gguf, export_onnx
+    from lmloop.inference.export import export as work
 
-    target = Path(target)
-    if file_format not in ("hf", "gguf", "onnx"):
-        raise ArtifactError(
-            f"the format {file_format!r} is not written: allowed are hf, gguf, onnx"
-        )
-    as_file = file_format != "hf"
-    if weight_type is not None and file_format != "gguf":
-        raise ArtifactError(f"{weight_type} is a type of GGUF weights: add --format gguf")
-    source = _find_weights(name, home=home) if as_file else find_checkpoint(name, home=home)
-    if target.exists():
-        kind = "file" if target.is_file() else "folder"
-        raise ArtifactError(f"{target} exists: name a {kind} that does not")
+    find = find_checkpoint if file_format == "hf" else _find_weights
+    source = find(name, home=home)
     folder = source if source.is_dir() else source.parent
     artifact = open_artifact(folder) if _is_artifact(folder) else None
     if artifact is not None:
         artifact.verify()
-    known_as = source.resolve().stem if artifact is None else artifact.name
-    if file_format == "gguf":
-        export_gguf(source, target, name=known_as, weight_type=weight_type or "Q8_0")
-    elif file_format == "onnx":
-        export_onnx(source, target, name=known_as)
-    else:
-        export_folder(source, target)
-    return target
+    difference = work(
+        source,
+        Path(target),
+        name=source.resolve().stem if artifact is None else artifact.name,
+        file_format=file_format,
+        weight_type=weight_type,
+        max_loss=max_loss,
+    )
+    if difference is not None and progress is not None:
+        progress.say(str(difference))
+    return Path(target)
 
 
 def vectors(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from lmloop.options import (
     FileFormat,
     Home,
     Host,
+    MaxLoss,
     Method,
     ModelName,
     Name,
@@ -81,19 +83,14 @@ def run(
     """Walk all stages of a recipe, then serve the model."""
     from lmloop import api
     from lmloop.config import load_recipe
-    from lmloop.console import make_progress
+    from lmloop.console import make_progress, show_ready
 
     overrides = parse_overrides(context.args)
     made = api.run(recipe, home=home, progress=make_progress(), **overrides)
     if serve and made.live is not None:
         checked = load_recipe(recipe, overrides)
-        api.serve(
-            checked.name,
-            home=home,
-            config=checked.serve,
-            monitor=checked.monitor,
-            on_ready=_say_ready,
-        )
+        work = partial(api.serve, config=checked.serve, monitor=checked.monitor)
+        work(checked.name, home=home, on_ready=show_ready)
 
 
 @app.command(cls=RecipeCommand, context_settings=OVERRIDES)
@@ -159,6 +156,7 @@ def serve(name: Served = None, home: Home = None, host: Host = None, port: Port 
     """Serve a model over HTTP, with a chat page; what becomes live later is served then."""
     from lmloop import api
     from lmloop.config import load_recipe
+    from lmloop.console import show_ready
     from lmloop.sections import ServeConfig
 
     given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
@@ -167,7 +165,7 @@ def serve(name: Served = None, home: Home = None, host: Host = None, port: Port 
         name, config, watch = recipe.name, recipe.serve, recipe.monitor
     else:
         config, watch = ServeConfig.model_validate(given), None
-    api.serve(name, home=home, config=config, monitor=watch, on_ready=_say_ready)
+    api.serve(name, home=home, config=config, monitor=watch, on_ready=show_ready)
 
 
 @app.command()
@@ -329,11 +327,14 @@ def export(
     home: Home = None,
     file_format: FileFormat = "hf",
     weight_type: WeightType = None,
+    max_loss: MaxLoss = None,
 ) -> None:
     """Write a model for other programs: its Hugging Face folder, a GGUF file, an ONNX graph."""
     from lmloop import api
+    from lmloop.console import make_progress
 
-    print(api.export(name, folder, home=home, file_format=file_format, weight_type=weight_type))
+    write = partial(api.export, file_format=file_format, weight_type=weight_type, max_loss=max_loss)
+    print(write(name, folder, home=home, progress=make_progress()))
 
 
 @app.command()
@@ -371,15 +372,11 @@ def vectors(
     show_vectors(made, nearest=nearest or (), analogies=analogy or (), count=count)
 
 
-def _say_ready(address: str) -> None:
-    print(f"\nReady: chat at {address} (Ctrl-C stops the server)\n", flush=True)
-
-
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
     try:
         app()
-    except (UsageError, RequestError) as error:
+    except RequestError as error:
         _fail(str(error), UsageError.exit_code)
     except LmloopError as error:
         _fail(str(error), error.exit_code)

@@ -132,6 +132,11 @@ class _TerminalTask:
         self._bars.update(self._task, completed=done, note=note)
 
 
+def show_ready(address: str) -> None:
+    """Say where the server is, at once, also into a pipe."""
+    print(f"\nReady: chat at {address} (Ctrl-C stops the server)\n", flush=True)
+
+
 def show_catalogue(entries: Sequence[Entry]) -> None:
     """Print a line for each of the weights that can be pulled: name, size, licence, what it is."""
     rows = [(each.name, f"{each.bytes / 1e6:.1f} MB", each.licence, each.what) for each in entries]

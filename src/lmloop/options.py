@@ -72,6 +72,10 @@ WeightType = Annotated[
     str | None,
     typer.Option("--type", help="With gguf: F32, F16, BF16, Q8_0, Q4_0, Q4_K [default: Q8_0]."),
 ]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(min=0, help="Rise of the nats that rounding may cost, relative [default: 0.05]."),
+]
 VectorFile = Annotated[
     Path, typer.Argument(help="File of word vectors: .vec, .txt, .bin or .glove.", metavar="FILE")
 ]

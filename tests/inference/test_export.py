@@ -41,9 +41,10 @@ def test_a_folder_is_made_where_the_target_is_no_file(model_folder: Path, tmp_pa
 
 
 def test_a_graph_is_a_file_or_lies_in_a_folder(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lmloop.inference.export.write_onnx", lambda _, path: path.touch())
+    monkeypatch.setattr("lmloop.inference.export.run_onnx", lambda _, tokens: loaded(tokens))
     export_onnx(model_folder, tmp_path / "sea.onnx", name="sea")
     export_onnx(model_folder, tmp_path / "out", name="sea")
     assert (tmp_path / "sea.onnx").is_file()
@@ -125,3 +126,15 @@ def test_a_copied_folder_is_the_folder(model_folder: Path, tmp_path: Path) -> No
     names = sorted(each.name for each in model_folder.iterdir())
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == names
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_that_loses_too_much_is_refused_and_leaves_nothing(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "lost.gguf"
+    with pytest.raises(ArtifactError, match="nothing was written: logits differ.*--max-loss"):
+        export_gguf(model_folder, path, name="sea", weight_type="Q4_0", max_loss=-0.5)
+    assert list(tmp_path.iterdir()) == []
+    kept = export_gguf(model_folder, path, name="sea", weight_type="Q4_0", max_loss=1.0)
+    assert kept.largest > 0
+    assert path.exists()

@@ -1,6 +1,7 @@
 """A model written for other programs: its own folder, a GGUF file, or an ONNX graph.
 
-Takes: a checkpoint's folder or a `.gguf` file. Gives: a folder or a file, whole or not at all.
+Takes: a checkpoint's folder or a `.gguf` file. Gives: a folder or a file, whole or not at all, and
+how far it is from the original: above a limit nothing is written.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lmloop.errors import ArtifactError
-from lmloop.inference.load import load
+from lmloop.inference.load import LoadedModel, load
+from lmloop.inference.parity import Difference, choose_tokens, compare
 from lmloop.model.config import ModelConfig
 from lmloop.tokens.gguf_vocabulary import read_vocabulary
 from lmloop.tokens.gguf_vocabulary_writer import describe_vocabulary
@@ -24,10 +26,44 @@ from lmloop.weights.gguf import open_gguf
 from lmloop.weights.gguf_decoder import read_named, read_shape
 from lmloop.weights.gguf_decoder_writer import describe_decoder, name_tensors
 from lmloop.weights.gguf_writer import write_gguf
-from lmloop.weights.onnx_export import LARGEST_FILE, count_bytes, write_onnx
+from lmloop.weights.onnx_export import LARGEST_FILE, count_bytes, run_onnx, write_onnx
 from lmloop.weights.stored import read_tensors
 
 SUFFIX = ".gguf"
+MAX_LOSS = 0.05
+"""Rise of the nats a token that an export may cost, relative."""
+
+
+def export(
+    source: Path,
+    target: Path,
+    *,
+    name: str,
+    file_format: str,
+    weight_type: str | None = None,
+    max_loss: float | None = None,
+) -> Difference | None:
+    """Write a model in a format, hf, gguf or onnx; how far it is from the original, if it can be.
+
+    Raises `ArtifactError` for a format that is not known, a `target` that exists, and as below.
+    """
+    if file_format not in ("hf", "gguf", "onnx"):
+        raise ArtifactError(
+            f"the format {file_format!r} is not written: allowed are hf, gguf, onnx"
+        )
+    if weight_type is not None and file_format != "gguf":
+        raise ArtifactError(f"{weight_type} is a type of GGUF weights: add --format gguf")
+    if target.exists():
+        kind = "file" if target.is_file() else "folder"
+        raise ArtifactError(f"{target} exists: name a {kind} that does not")
+    loss = MAX_LOSS if max_loss is None else max_loss
+    if file_format == "gguf":
+        chosen = weight_type or "Q8_0"
+        return export_gguf(source, target, name=name, weight_type=chosen, max_loss=loss)
+    if file_format == "onnx":
+        return export_onnx(source, target, name=name, max_loss=loss)
+    export_folder(source, target)
+    return None
 
 
 def export_folder(source: Path, target: Path) -> None:
@@ -41,12 +77,14 @@ def export_folder(source: Path, target: Path) -> None:
             shutil.copyfile(file, copy)
 
 
-def export_gguf(source: Path, target: Path, *, name: str, weight_type: str) -> None:
+def export_gguf(
+    source: Path, target: Path, *, name: str, weight_type: str, max_loss: float = MAX_LOSS
+) -> Difference:
     """Write a model, called `name`, with its tokenizer and chat template.
 
     `target` is a file where it ends in `.gguf`, else a folder to hold one. `weight_type` is one of
     `gguf_decoder_writer.FILE_TYPES`. Raises `ArtifactError` or `TokenizerError` for what a GGUF
-    file cannot hold, and where `target` cannot be made.
+    file cannot hold, where it would lose more than `max_loss`, and where `target` cannot be made.
     """
     config, tokenizer = _describe(source)
     metadata = describe_decoder(config, name=name, weight_type=weight_type)
@@ -58,15 +96,23 @@ def export_gguf(source: Path, target: Path, *, name: str, weight_type: str) -> N
             made.mkdir()
             made /= f"{name}-{weight_type}{SUFFIX}"
         write_gguf(made, metadata=metadata, tensors=tensors)
+        original = load(source, dtype=torch.float32, verify=False)
+        copy = load(made, dtype=torch.float32, verify=False)
+        tokens = choose_tokens(config, tokenizer)
+        difference = compare(original(tokens)[0], copy(tokens)[0], tokens, are_logits=True)
+        difference.require(max_loss=max_loss)
+    return difference
 
 
-def export_onnx(source: Path, target: Path, *, name: str) -> None:
+def export_onnx(source: Path, target: Path, *, name: str, max_loss: float = MAX_LOSS) -> Difference:
     """Write a model, called `name`, as an ONNX graph with weights in fp32.
 
     `target` is a file where it ends in `.onnx`, else a folder to hold one. Raises `ArtifactError`
-    for what a graph cannot express, and where `target` cannot be made.
+    for what a graph cannot express, where it would lose more than `max_loss`, and where `target`
+    cannot be made.
     """
-    model = load(source, dtype=torch.float32, verify=False).transformer
+    loaded = load(source, dtype=torch.float32, verify=False)
+    model = loaded.transformer
     if target.suffix == ".onnx" and count_bytes(model) > LARGEST_FILE:
         raise ArtifactError(f"{target} cannot hold more than 2 GB of weights: name a folder")
     with _make_whole(target) as made:
@@ -74,6 +120,24 @@ def export_onnx(source: Path, target: Path, *, name: str) -> None:
             made.mkdir()
             made /= f"{name}.onnx"
         write_onnx(model, made)
+        tokens = choose_tokens(loaded.config, loaded.tokenizer)
+        copy = run_onnx(made, tokens)[0]
+        difference = compare(
+            _answer(loaded, tokens), copy, tokens, are_logits=model.head is not None
+        )
+        difference.require(max_loss=max_loss)
+    return difference
+
+
+@torch.inference_mode()
+def _answer(loaded: LoadedModel, tokens: Tensor) -> Tensor:
+    """Logits, or states where there are none, of one row [1, T]; it is its own source."""
+    model = loaded.transformer
+    source = None if model.encoder is None else model.read(tokens)
+    if model.head is None:
+        return model.states(tokens, source=source)[0]
+    answer: Tensor = model(tokens, source=source)[0]
+    return answer
 
 
 def _describe(source: Path) -> tuple[ModelConfig, Tokenizer | None]:

@@ -70,7 +70,7 @@ def write_onnx(model: Transformer, path: Path) -> None:
     Raises `ArtifactError` for a kind of model that no graph here can express, `MissingExtraError`
     where the extra `onnx` is not installed.
     """
-    for package in ("onnx", "onnxscript"):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:
             raise MissingExtraError(package=package, extra="onnx")
     if model.config.int8:
@@ -97,6 +97,15 @@ def write_onnx(model: Transformer, path: Path) -> None:
         for value in node.outputs:
             value.shape = value.shape if value.is_graph_output() else None
     program.save(path, external_data=count_bytes(model) > LARGEST_FILE)
+
+
+def run_onnx(path: Path, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T X"]:
+    """What a file makes of rows, by onnxruntime; in an encoder-decoder they are the source too."""
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    given = {each.name: tokens.numpy() for each in session.get_inputs()}
+    return torch.from_numpy(session.run(None, given)[0])
 
 
 def count_bytes(model: Transformer) -> int:
