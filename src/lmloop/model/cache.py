@@ -8,8 +8,9 @@ new tokens, H query heads, K key heads, S positions, d width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -115,21 +116,9 @@ class CacheView:
         self, cache: SlotCache, chunks: Sequence[Chunk], sources: Mapping[int, Tensor]
     ) -> None:
         self._cache, self._sources = cache, sources
-        self._slots = torch.tensor([c.slot for c in chunks for _ in range(c.count)])
         self.positions = torch.cat([torch.arange(c.start, c.stop) for c in chunks])
         """Position of each new token, int64 [N]."""
-        starts = torch.tensor([0] + [c.count for c in chunks]).cumsum(0).tolist()
-        self._groups: list[_Group] = []
-        # Sequences with a single new token attend together: that is batched decoding.
-        single = [starts[i] for i, c in enumerate(chunks) if c.count == 1]
-        if single:
-            rows = torch.tensor(single)
-            self._groups.append(_Group(rows, self._slots[rows], self.positions[rows, None]))
-        for i, chunk in enumerate(chunks):
-            if chunk.count > 1:
-                rows = torch.arange(starts[i], starts[i] + chunk.count)
-                slot = torch.tensor([chunk.slot])
-                self._groups.append(_Group(rows, slot, self.positions[rows][None]))
+        self._groups = list(_group(chunks, self.positions))
         for begun, states in sources.items():
             cache.source_lengths[begun] = len(states)
 
@@ -146,20 +135,19 @@ class CacheView:
         """q [N, H, d], k and v [N, K, d]; gives [N, H, d]."""
         store = self._cache.layers[layer]
         assert isinstance(store, KeysValues)
-        store.keys[self._slots, :, self.positions] = k
-        store.values[self._slots, :, self.positions] = v
-        output = torch.empty_like(q)
-        for group in self._groups:
-            output[group.rows] = group.gather(
-                attend(
-                    group.spread(q),
-                    group.read(store.keys, group.reach),
-                    group.read(store.values, group.reach),
-                    scoring=scoring,
-                    mask=group.mask(scoring.window, bias, dtype=q.dtype),
-                )
-            )
-        return output
+
+        def attend_in(group: _Group) -> Tensor:
+            group.write(store.keys, group.choose(k))
+            group.write(store.values, group.choose(v))
+            return attend(
+                group.spread(q),
+                group.read(store.keys, group.reach),
+                group.read(store.values, group.reach),
+                scoring=scoring,
+                mask=group.mask(scoring.window, bias, dtype=q.dtype),
+            ).transpose(1, 2)
+
+        return self._collect(q, attend_in)
 
     def attend_source(
         self, layer: int, q: Float[Tensor, "N H d"], read: ReadSource, *, scoring: Scoring
@@ -170,57 +158,91 @@ class CacheView:
             keys, values = read(states)
             store.keys[slot, :, : len(states)] = keys.transpose(0, 1)
             store.values[slot, :, : len(states)] = values.transpose(0, 1)
-        output = torch.empty_like(q)
-        for group in self._groups:
+
+        def attend_in(group: _Group) -> Tensor:
             longest = int(lengths[group.slots].max())
             hidden = torch.arange(longest) >= lengths[group.slots, None, None, None]
-            mask = make_mask(hidden, dtype=q.dtype)
-            output[group.rows] = group.gather(
-                attend(
-                    group.spread(q),
-                    group.read(store.keys, longest),
-                    group.read(store.values, longest),
-                    scoring=scoring,
-                    mask=mask,
-                )
-            )
-        return output
+            return attend(
+                group.spread(q),
+                group.read(store.keys, longest),
+                group.read(store.values, longest),
+                scoring=scoring,
+                mask=make_mask(hidden, dtype=q.dtype),
+            ).transpose(1, 2)
+
+        return self._collect(q, attend_in)
 
     def run(self, mixer: SequenceMixer, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Each sequence goes on from its state; where it begins, from zeros."""
         store = self._cache.layers[mixer.layer]
         assert isinstance(store, States)
-        output = torch.empty_like(x)
-        for group in self._groups:
+
+        def run_in(group: _Group) -> Tensor:
             begun = group.positions[:, :1] > 0
             before = torch.where(begun, store.states[group.slots], store.states.new_zeros(()))
-            y, after = mixer.run(x[group.rows].view(*group.positions.shape, -1), before)
+            y, after = mixer.run(group.choose(x).view(*group.positions.shape, -1), before)
             store.states[group.slots] = after
-            output[group.rows] = y.flatten(0, 1)
+            return y
+
+        return self._collect(x, run_in)
+
+    def _collect(self, like: Tensor, compute: Callable[[_Group], Tensor]) -> Tensor:
+        """What `compute` makes of each group, [n, T, ...], in the order of the tokens."""
+        if len(self._groups) == 1:
+            return compute(self._groups[0]).reshape(like.shape)
+        output = torch.empty_like(like)
+        for group in self._groups:
+            output[group.rows] = compute(group).flatten(0, 1)
         return output
+
+
+def _group(chunks: Sequence[Chunk], positions: Tensor) -> Iterator[_Group]:
+    """Sequences with a single new token together: that is batched decoding; others one by one."""
+    starts = [0, *accumulate(chunk.count for chunk in chunks)]
+    single = [i for i, chunk in enumerate(chunks) if chunk.count == 1]
+    if single:
+        rows = (
+            slice(None) if len(single) == len(chunks) else torch.tensor([starts[i] for i in single])
+        )
+        slots = [chunks[i].slot for i in single]
+        yield _Group(rows, slots, positions[rows, None])
+    for i, chunk in enumerate(chunks):
+        if chunk.count > 1:
+            rows = slice(starts[i], starts[i + 1])
+            yield _Group(rows, [chunk.slot], positions[None, rows])
 
 
 class _Group:
     """Rows that run as one batch: n sequences with one token, or one sequence with many."""
 
-    def __init__(self, rows: Tensor, slots: Tensor, positions: Tensor) -> None:
-        self.rows, self.slots, self.positions = rows, slots, positions  # [n·T], [n], [n, T]
+    def __init__(self, rows: Tensor | slice, slots: Sequence[int], positions: Tensor) -> None:
+        """Which tokens [n·T], of which sequences [n], at which positions [n, T]."""
+        self.rows, self.positions = rows, positions
+        self.slots = torch.tensor(slots)
+        self._alone = slots[0] if len(slots) == 1 else None
         self.reach = int(positions.max()) + 1
         self._masks: dict[int | None, Tensor] = {}
 
-    def spread(self, heads: Float[Tensor, "N H d"]) -> Float[Tensor, "n H T d"]:
-        """[N, H, d] -> [n, H, T, d]."""
-        chosen = heads[self.rows]
-        return chosen.view(*self.positions.shape, *heads.shape[1:]).transpose(1, 2)
+    def choose(self, x: Float[Tensor, "N *D"]) -> Float[Tensor, "m *D"]:
+        """The rows of this group."""
+        return x[self.rows]
 
-    def gather(self, heads: Float[Tensor, "n H T d"]) -> Float[Tensor, "m H d"]:
-        """[n, H, T, d] -> [n·T, H, d]."""
-        return heads.transpose(1, 2).flatten(0, 1)
+    def spread(self, heads: Float[Tensor, "N H d"]) -> Float[Tensor, "n H T d"]:
+        """The rows of this group, a sequence each."""
+        return self.choose(heads).view(*self.positions.shape, *heads.shape[1:]).transpose(1, 2)
+
+    def write(self, kept: Float[Tensor, "slots K S d"], heads: Float[Tensor, "m K d"]) -> None:
+        """Keep keys or values of the new tokens."""
+        if self._alone is not None:  # without an index, which costs as much as a small layer
+            first = self.reach - self.positions.shape[1]
+            kept[self._alone, :, first : self.reach] = heads.transpose(0, 1)
+        else:
+            kept[self.slots, :, self.positions[:, 0]] = heads
 
     def read(self, kept: Float[Tensor, "slots K S d"], length: int) -> Float[Tensor, "n K s d"]:
-        """[slots, K, S, d] -> [n, K, length, d], of one sequence without a copy."""
-        if len(self.slots) == 1:
-            return kept[int(self.slots), :, :length][None]
+        """The first `length` places of each sequence, of a single one without a copy."""
+        if self._alone is not None:
+            return kept[self._alone, :, :length][None]
         return kept[self.slots, :, :length]
 
     def mask(
