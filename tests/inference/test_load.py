@@ -15,8 +15,8 @@ from lmloop.records import Turn
 from lmloop.store.artifact import Artifact, ArtifactStore
 from lmloop.weights.gguf_writer import write_gguf
 
-from ..model.test_gguf_decoder import metadata_of, tensors_of
 from ..tokens.test_gguf_vocabulary import metadata_of as vocabulary_of
+from ..weights.test_gguf_decoder import metadata_of, tensors_of
 
 
 @pytest.fixture
