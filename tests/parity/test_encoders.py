@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +55,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 TOKENS = torch.randint(4, 50, (3, 48), generator=torch.Generator().manual_seed(0))
 LENGTHS = torch.tensor([48, 29, 7])
 TYPES = (torch.arange(48) >= 5).long().repeat(3, 1)
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import transformers
-
-        return transformers
 
 
 def draw(transformers: Any, case: str, *, head: str = "ForMaskedLM") -> Any:

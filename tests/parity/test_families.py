@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +128,6 @@ ONE_WAY = tuple(CASES)
 FAMILIES_ONCE = [case for case in CASES if case.isidentifier()]
 CASES["gemma3, both ways"] = ("Gemma3", {**GEMMA3, "use_bidirectional_attention": True})
 TOKENS = torch.randint(2, 50, (2, 60), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import transformers
-
-        return transformers
 
 
 def draw(transformers: Any, case: str, *, bare: bool = False) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,6 @@ LABELS = {
 }
 LENGTHS = torch.tensor([20, 13, 4])
 INSIDE = torch.arange(20) < LENGTHS[:, None]
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import transformers
-
-        return transformers
 
 
 def draw(transformers: Any, family: str, head: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +62,6 @@ STEPS = 24
 LENGTHS = torch.tensor([30, 17, 5, 22, 30, 11])
 ROWS = len(LENGTHS)
 TARGETS = torch.randint(4, 16, (ROWS, 25), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import transformers
-
-        return transformers
 
 
 def draw(transformers: Any, case: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one key head": {"num_kv_heads": 1, "num_layers": 3},
 }
 TOKENS = torch.randint(0, 50, (3, 40), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import transformers
-
-        return transformers
 
 
 def logits_of(model: Any, tokens: torch.Tensor) -> torch.Tensor:
