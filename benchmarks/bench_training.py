@@ -16,37 +16,46 @@ PEERS = {
     "transformers": ["transformers>=5,<6"],
     "litgpt": ["litgpt==0.5.12"],
 }
+DTYPES = ("float32", "bfloat16")
 
 
 def main() -> None:
     """Measure in rounds, ours and each peer in turn."""
     arguments = parse_arguments(__doc__ or "")
     pythons = {name: peer_python(name, packages) for name, packages in PEERS.items()}
-    scripts = {
-        "muon": (sys.executable, HERE / "train_step.py", "muon"),
-        "adamw": (sys.executable, HERE / "train_step.py", "adamw"),
-        "matrix": (sys.executable, HERE / "train_step.py", "matrix"),
-    }
-    scripts |= {
-        name: (str(python), HERE / "peers" / f"train_{name}.py", "bfloat16")
+    ours = {name: (sys.executable, HERE / "train_step.py", name) for name in ("muon", "adamw")}
+    peers = {
+        name: (str(python), HERE / "peers" / f"train_{name}.py", "step")
         for name, python in pythons.items()
     }
+    scripts = ours | peers | {"matrix": (sys.executable, HERE / "train_step.py", "matrix")}
+    # The gradient alone, all weights in one type: what the model itself costs.
+    for dtype in DTYPES:
+        scripts[f"gradient {dtype}"] = (*ours["adamw"][:2], "gradient", dtype)
+        scripts |= {
+            f"{name} {dtype}": (*script[:2], "gradient", dtype) for name, script in peers.items()
+        }
     rates: dict[str, list[float]] = {name: [] for name in scripts}
     for _ in range(arguments.rounds):
-        for name, (python, script, mode) in scripts.items():
-            rates[name].append(run_script(python, script, mode)["gflops"])
+        for name, (python, script, *mode) in scripts.items():
+            rates[name].append(run_script(python, script, *mode)["gflops"])
     middle = {name: median(values) for name, values in rates.items()}
+    compared = [(f"train.{name}", name, peer, peer) for name in ("adamw", "muon") for peer in PEERS]
+    compared += [
+        (f"train.gradient_{dtype}", f"gradient {dtype}", peer, f"{peer} {dtype}")
+        for dtype in DTYPES
+        for peer in PEERS
+    ]
     rows = [
         make_row(
-            f"train.{ours}",
+            what,
             "GFLOP/s",
-            middle[ours],
+            middle[own],
             peer_name=peer,
-            peer=middle[peer],
-            limit=middle["matrix"],
+            peer=middle[other],
+            limit=None if own == "gradient float32" else middle["matrix"],
         )
-        for ours in ("adamw", "muon")
-        for peer in PEERS
+        for what, own, peer, other in compared
     ]
     report("bench_training", rows, arguments)
 

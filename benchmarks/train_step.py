@@ -43,8 +43,8 @@ def measure_matrix_rate() -> None:
     print(json.dumps({"gflops": max(rates)}))
 
 
-def measure_training(method: str) -> None:
-    """Whole steps as `lmloop pretrain` takes them."""
+def measure_training(method: str, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Whole steps as `lmloop pretrain` takes them; with method "gradient" no update."""
     config = ModelConfig(
         vocab_size=VOCABULARY,
         num_layers=LAYERS,
@@ -57,14 +57,22 @@ def measure_training(method: str) -> None:
     )
     model = Transformer(config)
     initialise(model, seed=0)
-    model.to(torch.bfloat16)
-    optimizer = Optimizer(
-        model, learning_rate=1e-3, matrix_learning_rate=0.02, weight_decay=0.0, method=method
-    )
+    model.to(dtype)
     ids = np.random.default_rng(0).integers(1, VOCABULARY, (ROWS, ROW + 1))
     positions = np.tile(np.arange(ROW), (ROWS, 1))
     learnt = np.ones((ROWS, ROW), dtype=np.bool_)
     batch = Batch(ids[:, :-1], ids[:, 1:], learnt, np.zeros_like(positions), positions)
+
+    def gradient() -> None:
+        batch_loss(model, batch).backward()
+        model.zero_grad(set_to_none=True)
+
+    if method == "gradient":
+        time_steps(gradient)
+        return
+    optimizer = Optimizer(
+        model, learning_rate=1e-3, matrix_learning_rate=0.02, weight_decay=0.0, method=method
+    )
 
     def step() -> None:
         batch_loss(model, batch).backward()
@@ -78,4 +86,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "matrix":
         measure_matrix_rate()
     else:
-        measure_training(sys.argv[1])
+        measure_training(sys.argv[1], *(getattr(torch, name) for name in sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""A training step of litgpt's GPT (Llama shape), fused AdamW in bfloat16 autocast."""
+"""A training step of litgpt's GPT (Llama shape) with fused AdamW, or its gradient alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import chunked_cross_entropy
 
-from reference import FEED_FORWARD, HEADS, LAYERS, ROW, ROWS, VOCABULARY, WIDTH, time_steps
+from reference import FEED_FORWARD, HEADS, LAYERS, ROW, ROWS, VOCABULARY, WIDTH, time_model
 
 torch.manual_seed(0)
 config = Config(
@@ -27,19 +27,8 @@ config = Config(
 )
 model = GPT(config).train()
 model.lm_head.weight = model.transformer.wte.weight
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 tokens = torch.randint(0, VOCABULARY, (ROWS, ROW + 1))
-
-
-def step() -> None:
-    """Forward, backward, clip, update."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(tokens[:, :-1])
-        loss = chunked_cross_entropy(logits, tokens[:, 1:], chunk_size=0)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-time_steps(step)
+time_model(
+    model,
+    lambda: chunked_cross_entropy(model(tokens[:, :-1]), tokens[:, 1:], chunk_size=0),
+)
