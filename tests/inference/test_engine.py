@@ -7,16 +7,26 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lmloop.errors import ContextLengthError, RequestError, TokenizerError, UsageError
+from lmloop.errors import (
+    ArtifactError,
+    ContextLengthError,
+    RequestError,
+    TokenizerError,
+    UsageError,
+)
 from lmloop.inference import engine as module
 from lmloop.inference.engine import Engine, Piece
 from lmloop.inference.load import LoadedModel, load
 from lmloop.inference.sampling import Sampling, choose
+from lmloop.model.transformer import Transformer
+
+from ..conftest import tiny_shape
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 PROMPTS = ["do you like the sea", "火车", "where is green tea number 7?", "", "I saw a 🐢", "no"]
@@ -344,3 +354,19 @@ def test_an_answer_in_bfloat16_runs(model_folder: Path) -> None:
 def test_a_model_without_tokenizer_has_no_engine(loaded: LoadedModel) -> None:
     with pytest.raises(TokenizerError, match="no tokenizer"):
         Engine(replace(loaded, tokenizer=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"causal": False}, "it does not continue it: use .encode"),
+        ({"head": "none"}, "it does not continue it: use .encode"),
+        ({"encoder": tiny_shape(causal=False, head="none")}, "answers a source"),
+    ],
+)
+def test_a_model_that_does_not_continue_text_is_refused(changes: Any, told: str) -> None:
+    model = LoadedModel(
+        Transformer(tiny_shape(**changes)), tokenizer=None, fingerprint="unversioned"
+    )
+    with pytest.raises(ArtifactError, match=told):
+        Engine(model)

@@ -15,7 +15,10 @@ from lmloop.errors import ArtifactError, TokenizerError
 from lmloop.inference.export import export_folder, export_gguf, export_onnx
 from lmloop.inference.load import LoadedModel, load
 from lmloop.records import Turn
+from lmloop.weights.checkpoint import save_model
 from lmloop.weights.gguf import open_gguf
+
+from ..conftest import random_model, tiny_shape
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
 TURNS = [Turn("user", "where is the sea?")]
@@ -138,3 +141,13 @@ def test_an_export_that_loses_too_much_is_refused_and_leaves_nothing(
     kept = export_gguf(model_folder, path, name="sea", weight_type="Q4_0", max_loss=1.0)
     assert kept.largest > 0
     assert path.exists()
+
+
+@pytest.mark.slow
+def test_a_model_without_a_head_leaves_as_a_graph_of_its_states(tmp_path: Path) -> None:
+    model = random_model(tiny_shape(causal=False, head="none", family="lmloop"))
+    (tmp_path / "model").mkdir()
+    save_model(model, tmp_path / "model", stop_id=1, document_id=0)
+    told = export_onnx(tmp_path / "model", tmp_path / "states.onnx", name="states")
+    assert str(told).startswith("states of up to ")
+    assert (tmp_path / "states.onnx").is_file()

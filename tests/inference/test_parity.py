@@ -35,8 +35,12 @@ def test_states_are_compared_by_their_numbers_alone() -> None:
         torch.zeros(2, 3), torch.full((2, 3), 1e-9), torch.tensor([[0, 1]]), are_logits=False
     )
     found.require(max_loss=0.0)
+    one = torch.ones(2, 3)
+    far = compare(one, one * 1.2, torch.tensor([[0, 1]]), are_logits=False)
+    assert str(far) == "states of up to 1 differ by at most 0.2"
+    far.require(max_loss=0.3)
     with pytest.raises(ArtifactError):
-        Difference(1.0, 0.0, 1.0, 1.0, 2).require(max_loss=0.5)
+        far.require(max_loss=0.1)
 
 
 def test_a_copy_that_is_no_number_is_refused() -> None:

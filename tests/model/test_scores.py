@@ -81,3 +81,12 @@ def test_bfloat16_stays_within_two_percent() -> None:
     halves = [each.bfloat16().requires_grad_() for each in inputs]
     rounded = dense_attention(*halves, hidden=causal(16))
     torch.testing.assert_close(rounded.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("keys", [1, 2, 4])
+def test_a_mask_of_its_own_for_each_head_reaches_the_heads_of_each_group(keys: int) -> None:
+    q, k, v = (draw(2, heads, 5, 6, seed=seed) for seed, heads in enumerate((4, keys, keys)))
+    mask = draw(1, 4, 5, 5, seed=7)
+    expected = attend(q, k, v, scoring=Scoring(scale=0.4), mask=mask)
+    written = attend(q.requires_grad_(), k, v, scoring=Scoring(scale=0.4), mask=mask)
+    torch.testing.assert_close(written, expected)

@@ -167,10 +167,15 @@ def cross(x: Tensor, source: Tensor, w: Weights, config: ModelConfig, layer: int
         key_head = head // (config.num_heads // config.num_kv_heads)
         k = both[:, key_head * d : (key_head + 1) * d]
         first = (config.num_kv_heads + key_head) * d
-        scores = queries[:, head * d : (head + 1) * d] @ k.T
-        if config.beta is None:
+        q = queries[:, head * d : (head + 1) * d]
+        if config.beta is not None:
+            beta = w[f"{name}.beta"][head, 0] if config.learn_beta else config.beta
+            scores = (
+                beta * (q / q.norm(dim=-1, keepdim=True)) @ (k / k.norm(dim=-1, keepdim=True)).T
+            )
+        else:
             scale = config.attention_scale
-            scores = scores * (d**-0.5 if scale is None else scale)
+            scores = q @ k.T * (d**-0.5 if scale is None else scale)
         if config.attention_cap is not None:
             scores = config.attention_cap * torch.tanh(scores / config.attention_cap)
         gathered.append(scores.softmax(-1) @ both[:, first : first + d])

@@ -19,6 +19,7 @@ from lmloop.errors import ArtifactError
 from lmloop.model.heads import Pooling, pool
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.weights.stored import read_json
 
 MODULES = "modules.json"
 _LENGTH = "sentence_bert_config.json"
@@ -123,7 +124,7 @@ def write_embedding(folder: Path, settings: Embedding, *, width: int) -> None:
 
 
 def _read_pooling(folder: Path, name: str) -> Pooling:
-    told = json.loads((folder / name).read_text("utf-8"))
+    told = read_json(folder / name)
     modes = told.get("pooling_mode") or [mode for flag, mode in _FLAGS.items() if told.get(flag)]
     modes = [modes] if isinstance(modes, str) else modes
     if len(modes) != 1 or modes[0] not in _MODES:
@@ -136,7 +137,7 @@ def _read_pooling(folder: Path, name: str) -> Pooling:
 def _read(folder: Path, name: str) -> Any:
     """What a file says; nothing where it is missing."""
     path = folder / name
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _require(path: Path, told: object, name: str, known: object) -> None:

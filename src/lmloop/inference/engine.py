@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lmloop.errors import ContextLengthError, RequestError, UsageError
+from lmloop.errors import ArtifactError, ContextLengthError, RequestError, UsageError
 from lmloop.inference.load import LoadedModel
 from lmloop.inference.sampling import Sampling, choose
 from lmloop.inference.signals import Meter, Signals, Tally
 from lmloop.inference.text import TextAssembler
 from lmloop.model.cache import Chunk, SlotCache
+from lmloop.model.config import ModelConfig
 
 PREFILL_TOKENS = 512
 """Prompt tokens that one step may read besides the running answers."""
@@ -78,6 +79,7 @@ class Engine:
     """
 
     def __init__(self, model: LoadedModel, *, max_running: int = 16, signals: bool = False) -> None:
+        _require_continuation(model.config)
         self._model = model
         self._meter: Meter | None = None
         if signals:
@@ -275,3 +277,17 @@ class Engine:
         self._running.remove(sequence)
         self._free.append(sequence.slot)
         self._free.sort()
+
+
+def _require_continuation(config: ModelConfig) -> None:
+    """Raise `ArtifactError` for a model that does not continue text."""
+    if config.encoder is not None:
+        raise ArtifactError(
+            "this model answers a source, it does not continue text: use "
+            "lmloop.inference.seq2seq.generate, or lmloop.transcribe for speech"
+        )
+    if not config.causal or config.head == "none":
+        raise ArtifactError(
+            "this model reads text, it does not continue it: use .encode or .embed of what "
+            "lmloop.load gives"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from lmloop.weights.ctranslate2_whisper import read_whisper_config, read_whisper
 from lmloop.weights.families import read_config
 from lmloop.weights.gguf import open_gguf
 from lmloop.weights.gguf_decoder import read_decoder
+from lmloop.weights.stored import read_json
 
 CTRANSLATE2 = "model.bin"
 
@@ -77,13 +77,17 @@ class LoadedModel:
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits [B, T, V] of ids [B, T]."""
+        """Logits [B, T, V] of ids [B, T]; raises `ArtifactError` for a model that has none."""
+        self._require_one_stack()
+        if self.config.head == "none":
+            raise ArtifactError("this model has no head and gives no logits: use .encode")
         logits: Tensor = self.transformer(tokens)
         return logits
 
     @torch.inference_mode()
     def encode(self, tokens: Tensor) -> Tensor:
         """Final hidden states [B, T, D] of ids [B, T]."""
+        self._require_one_stack()
         return self.transformer.states(tokens)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -92,8 +96,16 @@ class LoadedModel:
         As the folder's files for sentence-transformers say; where it has none, the mean of the last
         hidden states. Texts are cut at the model's length.
         """
+        self._require_one_stack()
         settings = self.embedding or Embedding()
         return embed(self.transformer, self.require_tokenizer(), texts, settings=settings)
+
+    def _require_one_stack(self) -> None:
+        if self.config.encoder is not None:
+            raise ArtifactError(
+                "this model reads a source and writes a text: call .transformer with a source, or "
+                "lmloop.inference.seq2seq.generate"
+            )
 
 
 def load(
@@ -145,7 +157,7 @@ def _load_whisper(folder: Path, *, dtype: torch.dtype, fingerprint: str) -> Load
 def _read_json(path: Path) -> dict[str, Any]:
     """The entries of a file, none where it is missing; raise `ArtifactError` for a damaged one."""
     try:
-        data = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        data = read_json(path) if path.exists() else {}
         if not isinstance(data, dict):
             raise ValueError("no JSON object")
     except ValueError as error:

@@ -32,14 +32,18 @@ class Difference:
     largest: float
     """Of any two logits (or numbers of a state, where the model has no logits)."""
     before: float
-    """Mean nats a token by the original; 0 without logits."""
+    """Mean nats a token by the original; without logits the largest number of a state."""
     after: float
+    """Without logits `before` and what is added to it at most."""
     agreement: float
     """Share of the places where the likeliest token is the same."""
     places: int
+    are_logits: bool = True
 
     def __str__(self) -> str:
         """In one line."""
+        if not self.are_logits:
+            return f"states of up to {self.before:.3g} differ by at most {self.largest:.2g}"
         return (
             f"logits differ by at most {self.largest:.2g}, nats a token {self.before:.4f} and "
             f"{self.after:.4f}, the same likeliest token at {self.agreement:.0%} of {self.places}"
@@ -50,7 +54,7 @@ class Difference:
         # A copy that is no number fails the comparison, whichever way it is written.
         if not self.after <= self.before * (1 + max_loss) + 1e-6:
             raise ArtifactError(
-                f"nothing was written: {self}; allowed is a rise of {max_loss:.0%} of the nats: "
+                f"nothing was written: {self}; allowed is a rise by {max_loss:.0%}: "
                 "choose a finer type, or allow more with --max-loss"
             )
 
@@ -68,7 +72,8 @@ def compare(original: Tensor, copy: Tensor, tokens: Tensor, *, are_logits: bool)
     """Both of one row, [T, V] or states [T, D], in fp32; `tokens` [1, T] are what they are of."""
     largest = float((original - copy).abs().max())
     if not are_logits:
-        return Difference(largest, 0.0, largest, 1.0, len(original))
+        size = float(original.abs().max())
+        return Difference(largest, size, size + largest, 1.0, len(original), are_logits=False)
     before, after = (
         float(F.cross_entropy(each[:-1], tokens[0, 1:]).double()) for each in (original, copy)
     )

@@ -43,6 +43,10 @@ def generate(
         raise ValueError(f"{beams} beams and {max_tokens} tokens: both are at least one")
     if not sources:
         return []
+    if not all(each.shape[-1] for each in sources):
+        raise ValueError("a source is empty: each has at least one token")
+    if model.config.positions == "learned":
+        max_tokens = min(max_tokens, model.config.context_length)
     states = _read(model, sources)
     cache = SlotCache(
         model.config,
@@ -73,7 +77,7 @@ def generate(
 def _read(model: Transformer, sources: Sequence[Tensor]) -> list[Float[Tensor, "S E"]]:
     """The encoder's states of each source."""
     if sources[0].dim() == 2:
-        lengths, rows = None, torch.stack(list(sources))
+        lengths, rows = None, torch.stack(list(sources)).to(next(model.parameters()).dtype)
     else:
         lengths = torch.tensor([len(each) for each in sources])
         rows = pad_sequence(list(sources), batch_first=True)

@@ -40,9 +40,7 @@ class Attention(nn.Module):
             self.output = nn.Linear(rows[0], width, bias=config.output_bias)
         self.q_norm = nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None
-        self.beta: nn.Parameter | float | None = config.beta
-        if config.beta is not None and config.learn_beta:
-            self.beta = nn.Parameter(torch.full((self.num_heads, 1), config.beta))
+        self.beta = make_beta(config)
 
     def forward(self, x: Float[Tensor, "N D"], place: Place, view: View) -> Float[Tensor, "N D"]:
         """Each token gathers from those that the view shows it."""
@@ -93,10 +91,13 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(width, queries, bias=config.qkv_bias)
         self.kv = nn.Linear(source_width, keys + values, bias=config.qkv_bias)
         self.output = nn.Linear(queries, width, bias=config.output_bias)
+        self.beta = make_beta(config)
 
     def forward(self, x: Float[Tensor, "N D"], view: View) -> Float[Tensor, "N D"]:
         """Each token gathers from all tokens of its source."""
-        q = self.query(x).view(x.shape[0], -1, self.head_dim)
+        q: Tensor = self.query(x).view(x.shape[0], -1, self.head_dim)
+        if self.beta is not None:
+            q = F.normalize(q, dim=-1) * self.beta
         attended = view.attend_source(self.layer, q, self.read, scoring=self.scoring)
         output: Tensor = self.output(attended.flatten(1))
         return output
@@ -106,7 +107,14 @@ class CrossAttention(nn.Module):
     ) -> tuple[Float[Tensor, "M K d"], Float[Tensor, "M K d"]]:
         """Keys and values of the encoder's states."""
         keys, values = self.kv(states).view(states.shape[0], -1, self.head_dim).chunk(2, dim=1)
-        return keys, values
+        return (keys if self.beta is None else F.normalize(keys, dim=-1)), values
+
+
+def make_beta(config: ModelConfig) -> nn.Parameter | float | None:
+    """What cosines are multiplied with, a number for all heads or a learnt one [H, 1] each."""
+    if config.beta is None or not config.learn_beta:
+        return config.beta
+    return nn.Parameter(torch.full((config.num_heads, 1), config.beta))
 
 
 def make_scoring(config: ModelConfig, *, layer: int) -> Scoring:

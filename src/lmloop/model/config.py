@@ -147,8 +147,14 @@ class ModelConfig:
             raise ValueError(f"{self.rotary_dim} rotated numbers of a head: rotation needs pairs")
         if self.parallel and self.norm_place != "pre":
             raise ValueError("parallel parts of a block have their norms before them")
-        if not self.projections and self.num_heads * self.head_dim != self.hidden_size:
-            raise ValueError("without projections the heads must make up the hidden size")
+        if not self.projections and (
+            self.num_heads * self.head_dim != self.hidden_size
+            or self.num_heads != self.num_kv_heads
+        ):
+            raise ValueError("without projections the heads, all alike, make up the hidden size")
+        both_ways = not self.causal and {"lstm", "gru"} & set(self.mixers)
+        if self.hidden_size % 2 and (both_ways or self.positions == "sinusoidal"):
+            raise ValueError(f"a hidden size of {self.hidden_size} has no two halves")
 
     @property
     def qkv_rows(self) -> tuple[int, int, int]:

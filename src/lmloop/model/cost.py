@@ -214,7 +214,8 @@ def _count_cross(config: ModelConfig) -> int:
     source_width = width if config.encoder is None else config.encoder.hidden_size
     matrices = 2 * width * rows[0] + source_width * sum(rows[1:])
     biases = sum(rows) * config.qkv_bias + width * config.output_bias
-    return matrices + biases + _norms(config)
+    betas = config.num_heads * (config.beta is not None and config.learn_beta)
+    return matrices + biases + betas + _norms(config)
 
 
 def _count_input(config: ModelConfig) -> int:

@@ -28,7 +28,11 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    """A norm [N, D] -> [N, D] of the kind that the shape says."""
+    """A norm [N, D] -> [N, D] of the kind that the shape says.
+
+    While training, a batch norm looks at all tokens of the batch, those of the future included, and
+    its running mean is no parameter: recipes do not offer it.
+    """
     if config.norm == "rms":
         return RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
     if config.norm == "layer":

@@ -32,6 +32,8 @@ class Source:
 class PackedRows:
     """View of B rows of T tokens each; where `segments` differ, tokens are blind to each other.
 
+    It is for one forward: what it adds to scores is made once for all layers.
+
     Within a text, token i sees token j where order[j] <= order[i] (decision 15): `order` counts
     upwards for `causal`, is all zero where all see each other, and may be anything else.
     """
@@ -48,7 +50,7 @@ class PackedRows:
     ) -> None:
         self.rows, self.length, self.segments, self.source = rows, length, segments, source
         self._order, self._causal = order, causal
-        self._masks: dict[int | None, Tensor] = {}
+        self._masks: dict[int | None, Tensor | None] = {}
 
     def attend(
         self,
@@ -103,8 +105,9 @@ class PackedRows:
             hidden, distance = self._hidden(window, like.device), self._distance(like.device)
             added = None if bias is None else bias(distance)[None]
             if hidden is None:
-                return added if added is None else added.to(like.dtype)
-            self._masks[window] = make_mask(hidden[:, None], dtype=like.dtype, bias=added)
+                self._masks[window] = None if added is None else added.to(like.dtype)
+            else:
+                self._masks[window] = make_mask(hidden[:, None], dtype=like.dtype, bias=added)
         return self._masks[window]
 
     def _hidden(self, window: int | None, device: torch.device) -> Bool[Tensor, "b T T"] | None:

@@ -86,7 +86,11 @@ class _DenseAttention(Function):
         k, v = k.contiguous(), v.contiguous()
         scores = q @ k.transpose(-1, -2)
         if mask is not None:
-            scores.view(batch, -1, groups, length, k.shape[2]).add_(mask[:, :, None])
+            # One mask for all heads, or one a head, which lie in their groups.
+            split = (-1, groups) if mask.shape[1] == heads else (1, 1)
+            scores.view(batch, -1, groups, length, k.shape[2]).add_(
+                mask.view(len(mask), *split, *mask.shape[2:])
+            )
         weights = scores.softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
         ctx.scale = scale

@@ -54,7 +54,8 @@ def family_of(config: ModelConfig) -> Family:
 def name_family(config: ModelConfig) -> ModelConfig:
     """The shape as one of the first family that has it: whose checkpoints others open unchanged."""
     for name in ("qwen3", *FAMILIES):
-        named = replace(config, family=name)
+        encoder = config.encoder and replace(config.encoder, family=name)
+        named = replace(config, family=name, encoder=encoder)
         try:
             write_config(named, stop_id=1, pad_id=0, dtype="float32")
         except ArtifactError:
