@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lmloop.corpus.audio import RATE
 from lmloop.corpus.spectrogram import SECONDS, log_mel
+from lmloop.errors import TokenizerError
 from lmloop.tokens.tokenizer import Tokenizer
 
 Memory = TypeVar("Memory")
@@ -26,6 +27,10 @@ Memory = TypeVar("Memory")
 
 PAUSE, SEARCHED = 0.2, 5.0
 """Seconds of the pause in which a window ends, and of the window's end in which it is sought."""
+
+
+ENGLISH_VOCABULARY = 51_864
+"""Ids of a Whisper that knows English alone; the others have more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +55,10 @@ def read_rules(
 ) -> Rules:
     """Rules of a Whisper with Hugging Face's `config.json`; a `language` where it knows several.
 
-    Raises `TokenizerError` where the tokenizer is none of Whisper's or lacks the language.
+    Raises `TokenizerError` where the tokenizer is none of Whisper's, or the language is missing.
     """
+    if language is None and config.get("vocab_size", 0) > ENGLISH_VOCABULARY:
+        raise TokenizerError("this model knows several languages: name the spoken one, as 'en'")
     spoken = () if language is None else (f"<|{language}|>", "<|transcribe|>")
     start = ("<|startoftranscript|>", *spoken, "<|notimestamps|>")
     return Rules(
