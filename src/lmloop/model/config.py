@@ -1,6 +1,6 @@
 """The shape of a model: everything that fixes its parameters and what they mean.
 
-How it is spelt in `config.json` is a matter of its family: see `families.py`.
+How it is spelt in `config.json` is a matter of its family, which this folder knows nothing of.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class ModelConfig:
     int8: bool = False
     """Whether the matrices of the blocks rest in 8 bits."""
     family: str = "qwen3"
-    """Whose names and spelling the checkpoint has: a `model_type` of `families.py`."""
+    """Whose names and spelling its checkpoint has, a `model_type`."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` where numbers make no sense or do not fit each other."""
