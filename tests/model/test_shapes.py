@@ -29,6 +29,7 @@ from jaxtyping import (
 from torch import Tensor
 
 import lmloop.model
+import lmloop.weights
 from lmloop.model.norms import RMSNorm
 
 from .kinds import DECODERS, decode, decoder, draw_model, draw_tokens, encoder, pair
@@ -45,8 +46,11 @@ def functions_of(module: ModuleType) -> Iterator[tuple[Any, str, Any]]:
 
 
 def modules() -> list[ModuleType]:
-    found = pkgutil.iter_modules(lmloop.model.__path__, "lmloop.model.")
-    return [importlib.import_module(each.name) for each in found]
+    return [
+        importlib.import_module(each.name)
+        for folder in (lmloop.model, lmloop.weights)
+        for each in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}.")
+    ]
 
 
 @pytest.fixture
