@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmloop.errors import ArtifactError, TokenizerError
+from lmloop.errors import ArtifactError, TokenizerError, UsageError
 from lmloop.inference.load import load
 from lmloop.model.hardware import fast_dtype
 from lmloop.records import Turn
 from lmloop.store.artifact import Artifact, ArtifactStore
+from lmloop.weights.checkpoint import save_model
 from lmloop.weights.gguf_writer import write_gguf
 
+from ..conftest import random_model, tiny_shape
 from ..tokens.test_gguf_vocabulary import metadata_of as vocabulary_of
 from ..weights.test_gguf_decoder import metadata_of, tensors_of
 
@@ -119,3 +121,29 @@ def test_a_gguf_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_model_that_does_not_hear_says_so(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not hear: name a Whisper"):
         load(model_folder).transcribe(tmp_path / "speech.wav")
+
+
+def test_an_encoder_decoder_answers_texts(model_folder: Path, tmp_path: Path) -> None:
+    shape = tiny_shape(
+        vocab_size=340,
+        family="lmloop",
+        encoder=tiny_shape(vocab_size=340, causal=False, head="none", family="lmloop"),
+    )
+    shutil.copytree(model_folder, tmp_path / "pair")
+    save_model(random_model(shape), tmp_path / "pair", stop_id=1, document_id=0)
+    model = load(tmp_path / "pair", dtype=torch.float32)
+    texts = ["where is the sea?", "green tea"]
+    together = model.answer(texts, max_tokens=6)
+    assert together == [model.answer([text], max_tokens=6)[0] for text in texts]
+    assert together[0] != together[1]
+    tokenizer = model.require_tokenizer()
+    ids = torch.tensor([tokenizer.encode(texts[0])])
+    with torch.no_grad():
+        first = model.transformer(torch.tensor([[0]]), source=model.transformer.read(ids))
+    assert together[0].startswith(tokenizer.decode([int(first[0, -1].argmax())]))
+    with pytest.raises(UsageError, match="text 1 is empty"):
+        model.answer(["sea", ""])
+    with pytest.raises(ArtifactError, match=r"use \.answer"):
+        model(ids)
+    with pytest.raises(ArtifactError, match="no encoder-decoder"):
+        load(model_folder).answer(texts)

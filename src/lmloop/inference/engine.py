@@ -283,8 +283,8 @@ def _require_continuation(config: ModelConfig) -> None:
     """Raise `ArtifactError` for a model that does not continue text."""
     if config.encoder is not None:
         raise ArtifactError(
-            "this model answers a source, it does not continue text: use "
-            "lmloop.inference.seq2seq.generate, or lmloop.transcribe for speech"
+            "this model answers a source, it does not continue text: use .answer of what "
+            "lmloop.load gives, or lmloop.transcribe for speech"
         )
     if not config.causal or config.head == "none":
         raise ArtifactError(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lmloop.corpus.audio import read_wav
-from lmloop.errors import ArtifactError, TokenizerError
+from lmloop.errors import ArtifactError, TokenizerError, UsageError
 from lmloop.inference.embedding import Embedding, embed, read_embedding
+from lmloop.inference.seq2seq import generate
 from lmloop.inference.speech import transcribe_speech
 from lmloop.inference.transcribe import read_rules
 from lmloop.model.config import ModelConfig
@@ -100,11 +101,34 @@ class LoadedModel:
         settings = self.embedding or Embedding()
         return embed(self.transformer, self.require_tokenizer(), texts, settings=settings)
 
+    def answer(self, texts: Sequence[str], *, max_tokens: int = 128, beams: int = 1) -> list[str]:
+        """What an encoder-decoder writes to each text, greedily or by beams.
+
+        Texts are cut at the encoder's length. Raises `ArtifactError` for a model that reads no
+        text as a source, `UsageError` for an empty text.
+        """
+        encoder = self.config.encoder
+        if encoder is None or encoder.audio_bins is not None:
+            raise ArtifactError("this model writes no answer to a text: it is no encoder-decoder")
+        tokenizer = self.require_tokenizer()
+        sources = tokenizer.encode_inputs(texts, max_length=encoder.context_length)
+        if not all(sources):
+            raise UsageError(f"text {sources.index([])} is empty: give at least one token")
+        answers = generate(
+            self.transformer,
+            [torch.tensor(ids) for ids in sources],
+            start_id=self.settings.get("decoder_start_token_id", tokenizer.document_id),
+            stop_id=tokenizer.stop_ids[0],
+            max_tokens=max_tokens,
+            beams=beams,
+        )
+        return [tokenizer.decode(ids) for ids in answers]
+
     def _require_one_stack(self) -> None:
         if self.config.encoder is not None:
             raise ArtifactError(
-                "this model reads a source and writes a text: call .transformer with a source, or "
-                "lmloop.inference.seq2seq.generate"
+                "this model reads one text and writes another: use .answer, or .transformer with "
+                "a source"
             )
 
 
