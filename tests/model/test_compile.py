@@ -9,7 +9,7 @@ import torch
 
 from lmloop.model.transformer import Transformer
 
-from .kinds import decoder, draw_model, draw_tokens, require_close
+from .kinds import decoder, draw_model, draw_tokens, encoder, pair, require_close
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,6 +32,19 @@ def test_a_compiled_forward_equals_the_eager_one(kind: str) -> None:
     torch.compiler.reset()
     model, tokens = draw_model(decoder(kind)), draw_tokens(2, 9)
     require_close(torch.compile(model)(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gru"])
+@torch.no_grad()
+def test_compiled_encoders_and_pairs_equal_eager_ones(kind: str) -> None:
+    torch.compiler.reset()
+    tokens = draw_tokens(2, 9)
+    model = draw_model(encoder(kind))
+    lengths = torch.tensor([9, 4])
+    require_close(torch.compile(model)(tokens, lengths=lengths), model(tokens, lengths=lengths))
+    model = draw_model(pair(kind))
+    source = model.read(tokens)
+    require_close(torch.compile(model)(tokens, source=source), model(tokens, source=source))
 
 
 def gradients(model: Transformer, run: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from lmloop.model.cache import Chunk, SlotCache
 from lmloop.model.rows import PackedRows
@@ -136,15 +137,24 @@ def test_training_gives_every_parameter_a_gradient(kind: str) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("make", [decoder, encoder, pair])
 @pytest.mark.parametrize("kind", DECODERS)
 @torch.no_grad()
-def test_bfloat16_stays_near_single_precision(kind: str) -> None:
-    model, tokens = draw_model(decoder(kind)), draw_tokens(2, 9)
-    exact = model(tokens)
-    rounded = model.to(torch.bfloat16)(tokens)
+def test_bfloat16_stays_near_single_precision(kind: str, make: type) -> None:
+    model, tokens = draw_model(make(kind)), draw_tokens(2, 9)
+
+    def logits() -> Tensor:
+        source = None if model.encoder is None else model.read(tokens)
+        return model(tokens, source=source)
+
+    exact = logits()
+    model.to(torch.bfloat16)
+    rounded = logits()
     assert rounded.dtype == torch.bfloat16
-    error = (rounded.float() - exact).abs()
-    assert error.mean() < 0.03 * exact.abs().max()
+    error = (rounded.float() - exact).abs() / exact.abs().max()
+    # A router may choose another expert for a rounded token: that is the largest error of all.
+    assert error.mean() < 0.02
+    assert error.max() < 0.2
 
 
 @pytest.mark.parametrize("kind", DECODERS)
