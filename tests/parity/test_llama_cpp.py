@@ -137,7 +137,6 @@ def tiny(
     request: pytest.FixtureRequest, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A random model whose rows are whole blocks of every type, with a tokenizer of its own."""
-    family = FAMILIES[request.param]
     shape = tiny_shape(
         vocab_size=tokenizer.vocab_size,
         hidden_size=256,
@@ -145,9 +144,9 @@ def tiny(
         num_kv_heads=2,
         head_dim=32,
         intermediate_size=512,
-        qk_norm=family.qk_norm,
         tie_embeddings=request.param == "qwen3",
         family=request.param,
+        **FAMILIES[request.param].stack.shape,
     )
     folder = tmp_path_factory.mktemp(request.param)
     tokenizer.save(folder)
