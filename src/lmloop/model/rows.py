@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lmloop.model.blocks import attend_blocks, make_blocks
 from lmloop.model.scores import Scoring, attend, make_mask
 from lmloop.model.views import Bias, ReadSource, SequenceMixer
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class PackedRows:
         self.rows, self.length, self.segments, self.source = rows, length, segments, source
         self._order, self._causal = order, causal
         self._masks: dict[int | None, Tensor | None] = {}
+        self._blocks: dict[int | None, BlockMask] = {}
+        self._bias: Tensor | None = None
 
     def attend(
         self,
@@ -64,8 +68,12 @@ class PackedRows:
     ) -> Float[Tensor, "N H d"]:
         """q [N, H, d], k and v [N, K, d]; gives [N, H, d]."""
         q, k, v = (self._in_rows(each) for each in (q, k, v))
-        mask = self._mask(scoring.window, bias, like=q)
-        return attend(q, k, v, scoring=scoring, mask=mask).transpose(1, 2).flatten(0, 1)
+        if q.is_cuda:
+            attended = self._attend_blocks(q, k, v, scoring=scoring, bias=bias)
+        else:
+            mask = self._mask(scoring.window, bias, like=q)
+            attended = attend(q, k, v, scoring=scoring, mask=mask)
+        return attended.transpose(1, 2).flatten(0, 1)
 
     def attend_source(
         self, layer: int, q: Float[Tensor, "N H d"], read: ReadSource, *, scoring: Scoring
@@ -92,6 +100,25 @@ class PackedRows:
         padded = x.new_zeros(*inside.shape, x.shape[1])
         padded[inside] = x
         return mixer.run(padded, lengths=lengths)[0][inside]
+
+    def _attend_blocks(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scoring: Scoring, bias: Bias | None
+    ) -> Tensor:
+        """As `attend` of rows does, without what nobody sees."""
+        if scoring.window not in self._blocks:
+            self._blocks[scoring.window] = make_blocks(
+                rows=self.rows,
+                length=self.length,
+                segments=self.segments,
+                order=self._order,
+                causal=self._causal,
+                window=scoring.window,
+                device=q.device,
+            )
+        if bias is not None and self._bias is None:  # all layers share it
+            self._bias = bias(self._distance(q.device)).to(q.dtype)
+        blocks = self._blocks[scoring.window]
+        return attend_blocks(q, k, v, scoring=scoring, blocks=blocks, bias=self._bias)
 
     def _in_rows(self, heads: Tensor) -> Tensor:
         """[B·T, H, d] -> [B, H, T, d]."""
@@ -140,6 +167,13 @@ class MaskedRow(PackedRows):
     def run(self, mixer: SequenceMixer, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Raises `ValueError`: a layer that carries a state along reads one line of tokens."""
         raise ValueError("recurrent layers and convolutions cannot read tokens in branches")
+
+    def _attend_blocks(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scoring: Scoring, bias: Bias | None
+    ) -> Tensor:
+        """With a mask: branches are short, and no rule says who sees whom."""
+        mask = self._mask(scoring.window, bias, like=q)
+        return attend(q, k, v, scoring=scoring, mask=mask)
 
     def _hidden(self, window: int | None, device: torch.device) -> Tensor:
         hidden = ~self._visible[None]
