@@ -124,7 +124,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = Path("/")
     if not (root / CLIPS).is_dir():
         if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-            pytest.skip(f"{PACKAGE} is not installed, and there is no apt-get to download it with")
+            pytest.fail(f"{PACKAGE} is not installed, and no apt-get is there to download it with")
         root = tmp_path_factory.mktemp("clips")
         subprocess.run(["apt-get", "-qq", "download", PACKAGE], cwd=root, check=True, timeout=300)
         (package,) = root.glob("*.deb")
