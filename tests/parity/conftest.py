@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from lmloop.model.transformer import Transformer
+from lmloop.weights.checkpoint import load_model, save_model
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,12 @@ def transformers() -> Any:
         import transformers
 
         return transformers
+
+
+def save_again(theirs: Any, folder: Path, **ids: int) -> Transformer:
+    """Their model as we open it, saved by us in `folder` / ours."""
+    theirs.save_pretrained(folder / "theirs")
+    ours = load_model(folder / "theirs")
+    (folder / "ours").mkdir()
+    save_model(ours, folder / "ours", **ids)
+    return ours

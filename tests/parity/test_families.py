@@ -14,6 +14,8 @@ from lmloop.model.cache import Chunk, SlotCache
 from lmloop.model.transformer import Transformer
 from lmloop.weights.checkpoint import load_model, save_model
 
+from .conftest import save_again
+
 pytestmark = pytest.mark.slow
 
 SIZES = {
@@ -191,10 +193,7 @@ def test_what_we_save_transformers_opens_and_continues_alike(
     transformers: Any, tmp_path: Path, case: str
 ) -> None:
     first = draw(transformers, case)
-    first.save_pretrained(tmp_path / "theirs")
-    ours = load_model(tmp_path / "theirs")
-    (tmp_path / "ours").mkdir()
-    save_model(ours, tmp_path / "ours", stop_id=1, document_id=0)
+    ours = save_again(first, tmp_path, stop_id=1, document_id=0)
     again = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", dtype=torch.float32
     )

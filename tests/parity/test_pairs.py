@@ -12,7 +12,9 @@ from torch import Tensor
 from lmloop.inference.seq2seq import generate
 from lmloop.model.cache import Chunk, SlotCache
 from lmloop.model.transformer import Transformer
-from lmloop.weights.checkpoint import load_model, save_model
+from lmloop.weights.checkpoint import load_model
+
+from .conftest import save_again
 
 pytestmark = pytest.mark.slow
 
@@ -145,10 +147,7 @@ def test_what_we_save_transformers_opens_and_continues_alike(
     transformers: Any, tmp_path: Path, case: str
 ) -> None:
     first = draw(transformers, case)
-    first.save_pretrained(tmp_path / "theirs")
-    ours = load_model(tmp_path / "theirs")
-    (tmp_path / "ours").mkdir()
-    save_model(ours, tmp_path / "ours", stop_id=1, document_id=0, start_id=3)
+    ours = save_again(first, tmp_path, stop_id=1, document_id=0, start_id=3)
     again, report = type(first).from_pretrained(
         tmp_path / "ours", dtype=torch.float32, output_loading_info=True
     )

@@ -21,7 +21,7 @@ from lmloop.model.config import ModelConfig
 from lmloop.tokens.gguf_vocabulary import read_vocabulary
 from lmloop.tokens.gguf_vocabulary_writer import describe_vocabulary
 from lmloop.tokens.tokenizer import Tokenizer
-from lmloop.weights.checkpoint import assemble, load_config
+from lmloop.weights.checkpoint import load_config
 from lmloop.weights.gguf import open_gguf
 from lmloop.weights.gguf_decoder import read_named, read_shape
 from lmloop.weights.gguf_decoder_writer import describe_decoder, name_tensors
@@ -90,13 +90,14 @@ def export_gguf(
     metadata = describe_decoder(config, name=name, weight_type=weight_type)
     if tokenizer is not None:
         metadata |= describe_vocabulary(tokenizer, size=config.vocab_size)
+    # Opening compares the tensors with the shape: none is missing or spare in what is written.
+    original = load(source, dtype=torch.float32, verify=False)
     tensors = name_tensors(config, _read(source, config), weight_type=weight_type)
     with _make_whole(target) as made:
         if target.suffix != SUFFIX:
             made.mkdir()
             made /= f"{name}-{weight_type}{SUFFIX}"
         write_gguf(made, metadata=metadata, tensors=tensors)
-        original = load(source, dtype=torch.float32, verify=False)
         copy = load(made, dtype=torch.float32, verify=False)
         tokens = choose_tokens(config, tokenizer)
         difference = compare(original(tokens)[0], copy(tokens)[0], tokens, are_logits=True)
@@ -151,12 +152,11 @@ def _describe(source: Path) -> tuple[ModelConfig, Tokenizer | None]:
 
 
 def _read(source: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """The tensors by Hugging Face's names: all that the shape has, and no others."""
+    """The tensors by Hugging Face's names."""
     is_file = source.suffix == SUFFIX
     theirs = read_named(open_gguf(source), config) if is_file else read_tensors(source)
     if config.tie_embeddings:  # some folders hold the same matrix twice
         theirs.pop("lm_head.weight", None)
-    assemble(config, dict(theirs), path=source)
     return theirs
 
 
