@@ -27,10 +27,10 @@ import lmloop
 from harness import ROOT, make_parser, make_row, median, report
 from lmloop.corpus.splits import read_split
 from lmloop.inference.load import load
+from lmloop.learning import FinetuneConfig
 from lmloop.model.hardware import tune_process
 from lmloop.progress import Silent
 from lmloop.records import Record
-from lmloop.sections import FinetuneConfig
 from lmloop.store.artifact import Artifact, ArtifactStore
 from lmloop.tokens.shards import Shards
 from lmloop.training.recipes import finetune

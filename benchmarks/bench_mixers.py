@@ -28,9 +28,9 @@ from lmloop.model.transformer import Transformer
 from lmloop.tokens.chat import DEFAULT_TEMPLATE
 from lmloop.tokens.loader import Batch
 from lmloop.tokens.tokenizer import Tokenizer, train_tokenizer
-from lmloop.training.loop import batch_loss
+from lmloop.training.batch import batch_loss
 from lmloop.training.optim import Optimizer
-from lmloop.training.schedule import warmup_stable_decay
+from lmloop.training.schedule import rate_factor
 
 VOCABULARY, ROW, ROWS, LAYERS, WIDTH = 2048, 128, 16, 4, 256
 HELD_OUT = 150
@@ -88,7 +88,7 @@ def train(config: ModelConfig, ids: NDArray[np.int64], *, budget: float) -> tupl
         learnt = np.ones((ROWS, ROW), dtype=np.bool_)
         batch = Batch(rows[:, :-1], rows[:, 1:], learnt, np.zeros_like(positions), positions)
         batch_loss(model, batch).backward()
-        factor = warmup_stable_decay(step / steps, warmup_share=0.02, decay_share=0.5)
+        factor = rate_factor(step / steps, curve="wsd", warmup_share=0.02, decay_share=0.5)
         optimizer.step(factor, clip=1.0)
     return model.eval(), steps * ROWS * ROW
 

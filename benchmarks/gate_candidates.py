@@ -16,11 +16,11 @@ import torch
 from lmloop.corpus.decontaminate import Decontaminator
 from lmloop.corpus.splits import SCHEMA, build_row, read_split, write_split
 from lmloop.inference.load import load
+from lmloop.learning import FinetuneConfig
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Silent
 from lmloop.records import Conversation, Record, Turn
-from lmloop.sections import FinetuneConfig
 from lmloop.store.artifact import Artifact, ArtifactStore
 from lmloop.tokens.tokenizer import Tokenizer, train_tokenizer
 from lmloop.training.recipes import finetune

@@ -17,7 +17,7 @@ from lmloop.model.hardware import tune_process
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.loader import Batch
-from lmloop.training.loop import batch_loss
+from lmloop.training.batch import batch_loss
 from lmloop.training.optim import Optimizer
 from reference import (
     FEED_FORWARD,

@@ -36,6 +36,7 @@ LAYERS = (
     {"config"},
     {"recipe"},
     {"upkeep"},
+    {"learning"},
     {"sections"},
     {"progress", "records", "errors"},
 )

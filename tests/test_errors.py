@@ -33,9 +33,10 @@ def test_the_docstring_draws_the_tree_as_it_is() -> None:
     assert drawn_tree(errors.__doc__ or "") == real
 
 
-def test_what_a_user_can_cause_exits_with_2_and_all_else_with_1() -> None:
+def test_what_a_user_can_cause_exits_with_2_and_what_was_asked_for_with_0() -> None:
     for each in classes():
-        assert each.exit_code == (2 if issubclass(each, errors.UsageError) else 1), each
+        expected = 2 if issubclass(each, errors.UsageError) else 1
+        assert each.exit_code == (0 if each is errors.StoppedError else expected), each
 
 
 def test_a_missing_extra_names_the_package_and_how_to_install_it() -> None:

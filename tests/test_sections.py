@@ -8,13 +8,11 @@ from typing import Any, get_type_hints
 import pytest
 from pydantic import ValidationError
 
-from lmloop import sections
+from lmloop import learning, sections
 from lmloop.sections import (
     EvaluateConfig,
-    FinetuneConfig,
     ModelSection,
     PrepareConfig,
-    PretrainConfig,
     Section,
     ServeConfig,
     TokenizeConfig,
@@ -28,7 +26,7 @@ SOURCES = {"sources": ["data"]}
 def all_sections() -> list[type[Section]]:
     return [
         each
-        for each in vars(sections).values()
+        for each in (*vars(sections).values(), *vars(learning).values())
         if isinstance(each, type) and issubclass(each, Section) and each is not Section
     ]
 
@@ -112,11 +110,6 @@ def test_no_section_takes_an_unknown_key(section: type[Section]) -> None:
         (ModelSection, {"num_heads": 6, "num_kv_heads": 4}),
         (ModelSection, {"head_dim": 63}),
         (ModelSection, {"rope_theta": float("inf")}),
-        (PretrainConfig, {"budget": "5 minutes"}),
-        (PretrainConfig, {"steps": 0}),
-        (PretrainConfig, {"steps": 1.5}),
-        (PretrainConfig, {"steps": 5, "learning_rate": float("nan")}),
-        (PretrainConfig, {"steps": 5, "precision": "float16"}),
         (EvaluateConfig, {"candidates": 1}),
         (ServeConfig, {"port": 70_000}),
         (ServeConfig, {"content": "some"}),
@@ -142,17 +135,6 @@ def test_requests_are_kept_for_ever_on_the_word_none() -> None:
     assert ServeConfig().retention_days == 30
 
 
-@pytest.mark.parametrize("section", [PretrainConfig, FinetuneConfig])
-def test_training_needs_exactly_one_of_steps_budget_and_replay(section: type[Section]) -> None:
-    given = {"steps": 5, "budget": "5m", "replay": "journal.jsonl"}
-    for key, value in given.items():
-        made = section.model_validate({key: value}).model_dump()
-        assert {name: made[name] for name in given} == {name: None for name in given} | {key: value}
-    for data in ({}, {"steps": 5, "budget": "5m"}, {"steps": 5, "replay": "a"}, given):
-        with pytest.raises(ValidationError, match="give exactly one of budget"):
-            section.model_validate(data)
-
-
 @pytest.mark.parametrize(
     ("data", "told"),
     [
@@ -167,35 +149,6 @@ def test_extra_tokens_are_names_of_their_own_with_room_beside_them(
 ) -> None:
     with pytest.raises(ValidationError, match=re.escape(told)):
         TokenizeConfig.model_validate(data)
-
-
-def test_a_recipe_that_says_nothing_of_an_objective_is_plainly_causal() -> None:
-    config = PretrainConfig(steps=1)
-    assert (config.objective, config.special_tokens) == ("causal", ())
-    assert config.is_scored_in_bytes
-    assert TokenizeConfig().extra_tokens == ()
-
-
-@pytest.mark.parametrize("objective", ["masked", "permutation", "span-corruption"])
-def test_what_makes_no_model_of_next_tokens_is_not_scored_in_bytes(objective: str) -> None:
-    data = {"steps": 1, "objective": objective}
-    assert not PretrainConfig.model_validate(data).is_scored_in_bytes
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"objective": "guess"},
-        {"mask_rate": 0.0},
-        {"mask_rate": 1.0},
-        {"causal_share": 1.1},
-        {"middle_share": -0.1},
-        {"span_length": 0.9},
-    ],
-)
-def test_an_objective_and_its_shares_are_checked(change: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        PretrainConfig.model_validate({"steps": 1, **change})
 
 
 def test_a_list_of_toml_names_a_mixer_a_layer() -> None:

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from lmloop import upkeep
-from lmloop.sections import Section, TrainConfig
+from lmloop.learning import TrainConfig
+from lmloop.sections import Section
 from lmloop.upkeep import (
     OWN_SETS,
     CollectConfig,

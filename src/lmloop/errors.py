@@ -16,6 +16,7 @@ LmloopError
 │   ├── UpdateError          an update cannot start: too little feedback, or changed thresholds
 │   ├── ServingError         the server cannot start
 │   └── MissingExtraError    a library of an optional extra is not installed
+├── StoppedError             work was asked to end, is saved, and can go on (exit code 0)
 └── RequestError             one request cannot be served (carries an HTTP status)
     └── ContextLengthError   the prompt does not fit the model's context (400)
 """
@@ -94,6 +95,12 @@ class MissingExtraError(UsageError):
         super().__init__(
             f"{package} is not installed, and this step needs it: pip install 'lmloop[{extra}]'"
         )
+
+
+class StoppedError(LmloopError):
+    """Work was asked to end in the middle: it is saved, and the same command goes on."""
+
+    exit_code = 0
 
 
 class RequestError(LmloopError):

@@ -9,18 +9,16 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from lmloop.learning import FinetuneConfig, PretrainConfig, TrainConfig
 from lmloop.sections import (
     NAME_PATTERN,
     CompressConfig,
     EvaluateConfig,
-    FinetuneConfig,
     ModelSection,
     PrepareConfig,
-    PretrainConfig,
     Section,
     ServeConfig,
     TokenizeConfig,
-    TrainConfig,
 )
 from lmloop.upkeep import (
     CollectConfig,

@@ -1,7 +1,8 @@
 """What a recipe may say of making and serving a model: one frozen section a stage.
 
 A docstring stands under every field: it is the help on the command line as well. What comes after
-serving is in `lmloop.upkeep`, the whole recipe in `lmloop.recipe`.
+serving is in `lmloop.upkeep`, how training learns in `lmloop.learning`, the whole recipe in
+`lmloop.recipe`.
 """
 
 from __future__ import annotations
@@ -193,103 +194,6 @@ class ModelSection(Section):
         if not self.projections and self.num_heads != self.num_kv_heads:
             raise ValueError("without projections num_kv_heads must be num_heads")
         return self
-
-
-class TrainConfig(Section):
-    """What pre-training and fine-tuning have in common."""
-
-    budget: str | None = Field(default=None)
-    """Wall-clock budget such as `"90s"`, `"5m"`, `"2h"`; give this, `steps` or `replay`."""
-    steps: int | None = Field(default=None, ge=1)
-    """Step budget: reproducible bit for bit; give this, `budget` or `replay`."""
-    replay: str | None = None
-    """Journal of an earlier run whose decisions are repeated exactly; or `budget`, or `steps`."""
-    batch_tokens: int = Field(default=8192, ge=8)
-    """Tokens of one optimiser step."""
-    row_tokens: int = Field(default=512, ge=8)
-    """Length of a packed row, at most the model's context length."""
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Arithmetic of forward and backward; `auto` takes bfloat16 where it is the faster one."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """`muon`: Muon for the hidden matrices, AdamW for the rest; `adamw`: AdamW for all."""
-    learning_rate: float = Field(default=0.002, gt=0)
-    """Peak rate of AdamW."""
-    matrix_learning_rate: float = Field(default=0.02, gt=0)
-    """Peak rate of Muon (hidden matrices)."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay of the hidden matrices."""
-    warmup_share: float = Field(default=0.02, ge=0, lt=1)
-    """Share of the budget in which rates rise from zero."""
-    decay_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of the budget at the end in which rates fall linearly (WSD schedule)."""
-    gradient_clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the whole gradient."""
-    validate_every: int = Field(default=200, ge=1)
-    """Steps between two measurements on the validation split."""
-    save_every: int = Field(default=200, ge=1)
-    """Steps between two snapshots: what `kill -9` can cost at most."""
-
-    @field_validator("budget")
-    @classmethod
-    def _check_budget(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_duration(value)
-        return value
-
-    @model_validator(mode="after")
-    def _check_one_budget(self) -> TrainConfig:
-        if sum(given is not None for given in (self.budget, self.steps, self.replay)) != 1:
-            raise ValueError("give exactly one of budget (wall clock), steps and replay")
-        return self
-
-
-class PretrainConfig(TrainConfig):
-    """Token ids to a base model: one objective on everything."""
-
-    objective: Literal[
-        "causal",
-        "masked",
-        "causal+masked",
-        "prefix",
-        "fill-in-the-middle",
-        "permutation",
-        "span-corruption",
-    ] = "causal"
-    """What is learnt: the next token, hidden ones, either, what follows a prefix, a middle, tokens
-    in a drawn order, or spans that left the encoder's text."""
-    mask_rate: float = Field(default=0.15, gt=0, lt=1)
-    """Share of tokens that is predicted (masked, permutation) or leaves (span-corruption)."""
-    mask_words: bool = False
-    """Hide whole words (masked and causal+masked)."""
-    causal_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of texts that stay causal (causal+masked)."""
-    middle_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of texts whose middle is put last (fill-in-the-middle)."""
-    span_length: float = Field(default=3.0, ge=1)
-    """Tokens of a span on average (span-corruption)."""
-
-    @property
-    def is_scored_in_bytes(self) -> bool:
-        """Whether the model can then be asked for each next token, and so for bits per byte."""
-        return self.objective in ("causal", "causal+masked", "prefix", "fill-in-the-middle")
-
-    @property
-    def special_tokens(self) -> tuple[str, ...]:
-        """What the objective needs beyond the usual special tokens."""
-        if self.objective in ("masked", "causal+masked", "permutation"):
-            return ("<|mask|>",)
-        if self.objective == "fill-in-the-middle":
-            return "<|prefix|>", "<|suffix|>", "<|middle|>"
-        if self.objective != "span-corruption":
-            return ()
-        # A row of one text, of which each token stays, or leaves with 1 / span_length of a span.
-        spans_a_token = self.mask_rate / self.span_length
-        text = self.row_tokens / (1 - self.mask_rate + spans_a_token)
-        return tuple(f"<|extra_{span}|>" for span in range(math.ceil(text * spans_a_token) + 1))
-
-
-class FinetuneConfig(TrainConfig):
-    """Base model to chat model: loss on the assistant's answers only."""
 
 
 class EvaluateConfig(Section):

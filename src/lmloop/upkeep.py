@@ -9,7 +9,8 @@ import re
 
 from pydantic import Field, field_validator, model_validator
 
-from lmloop.sections import NAME_PATTERN, Section, TrainConfig, parse_duration
+from lmloop.learning import TrainConfig
+from lmloop.sections import NAME_PATTERN, Section, parse_duration
 
 OWN_SETS = ("target", "general", "twin", "target_twin")
 """Names that the gate gives itself, so that no guard may be called so."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lmloop.errors import CorpusError, TokenizerError
-from lmloop.sections import PretrainConfig
+from lmloop.learning import PretrainConfig
 from lmloop.tokens.arrangement import Arrangement, make_arrangement
 from lmloop.tokens.loader import Batch, PackedLoader
 from lmloop.tokens.shards import Shards

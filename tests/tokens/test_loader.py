@@ -193,3 +193,21 @@ def test_the_rows_of_an_epoch_come_in_a_shuffled_order(tmp_path: Path) -> None:
     firsts = loader.rows(0, loader.rows_per_epoch).tokens[:, 0].tolist()
     assert sorted(firsts) == list(range(0, 60, 3))
     assert firsts != sorted(firsts)
+
+
+def test_rows_tell_which_documents_they_are_cut_from(shards: Shards) -> None:
+    loader = make_loader(shards)
+    for start in range(2 * loader.rows_per_epoch):
+        ids = set(loader.rows(start, 1).tokens.flatten().tolist()) - {DOCUMENT}
+        holding = [
+            number
+            for number in range(shards.num_documents)
+            if ids & set(shards.document(number).tolist())
+        ]
+        told = loader.documents(start, 1)
+        assert set(holding) <= set(told)  # a document of one token holds the first id only
+        assert all(
+            shards.document(number).tolist() == [DOCUMENT] for number in set(told) - set(holding)
+        )
+    everything = loader.documents(0, loader.rows_per_epoch)
+    assert everything == sorted(set(everything)) == list(range(shards.num_documents))

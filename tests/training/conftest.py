@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from lmloop.learning import PretrainConfig
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Silent
-from lmloop.sections import PretrainConfig
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
@@ -53,6 +53,11 @@ def make_config(**changes: Any) -> PretrainConfig:
     return PretrainConfig(**(sizes | chosen | changes))
 
 
+def embedding_norm(model: Transformer) -> float:
+    """Stands for a validation: a figure of the weights."""
+    return model.embedding.weight.detach().float().norm().item()
+
+
 @dataclass
 class Run:
     """One training run in a folder; a second `go` resumes it as a new process would."""
@@ -70,6 +75,7 @@ class Run:
         *,
         clock: Callable[[], float] | None = None,
         before_step: Callable[[int], object] = lambda step: None,
+        validate: Callable[[Transformer], float] | None = None,
     ) -> TrainResult:
         self.model = Transformer(tiny_shape(vocab_size=VOCAB_SIZE, num_layers=1))
         initialise(self.model, seed=0)
@@ -79,7 +85,7 @@ class Run:
             WatchedLoader(self.shards, self.config, before_step, answers_only=self.answers_only),
             self.config,
             folder=self.folder,
-            validate=lambda model: model.embedding.weight.detach().float().norm().item(),
+            validate=validate or embedding_norm,
             clock=clock or make_clock(),
             progress=self.said,
             name="test",
@@ -118,10 +124,11 @@ class WatchedLoader(PackedLoader):
             answers_only=answers_only,
             seed=0,
         )
-        self._before_step = before_step
+        self._before_step, self._batch_tokens = before_step, config.batch_tokens
 
     def rows(self, start: int, count: int) -> Any:
-        self._before_step(start // count)
+        if start * self._row_tokens % self._batch_tokens == 0:
+            self._before_step(start * self._row_tokens // self._batch_tokens)
         return super().rows(start, count)
 
 

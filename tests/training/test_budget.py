@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmloop.errors import TrainingError
-from lmloop.sections import PretrainConfig
+from lmloop.learning import PretrainConfig
 from lmloop.training.budget import ClockBudget, ReplayBudget, StepBudget, make_budget
 
 

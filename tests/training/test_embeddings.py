@@ -13,8 +13,8 @@ from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.loader import Batch
 from lmloop.tokens.vectors import WordVectors
+from lmloop.training.batch import batch_loss
 from lmloop.training.embeddings import initialise_embedding
-from lmloop.training.loop import batch_loss
 from lmloop.training.optim import Optimizer
 
 VECTORS = WordVectors(("sea", "海"), np.arange(16, dtype=np.float32).reshape(2, 8) / np.float32(16))

@@ -6,28 +6,19 @@ import errno
 import json
 import math
 import os
+import signal
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
-from lmloop.errors import TrainingError
-from lmloop.model.transformer import Transformer
-from lmloop.tokens.arrangement import make_arrangement
-from lmloop.tokens.loader import Batch, PackedLoader
-from lmloop.tokens.objectives import visible
-from lmloop.tokens.shards import Shards
-from lmloop.tokens.tokenizer import Tokenizer
-from lmloop.training import loop, snapshot
-from lmloop.training.loop import batch_loss, mean_loss
-from lmloop.training.schedule import warmup_stable_decay
+from lmloop.errors import StoppedError, TrainingError
+from lmloop.training import snapshot
+from lmloop.training.schedule import rate_factor
 
-from ..conftest import VOCAB_SIZE, random_model, tiny_shape
+from ..conftest import VOCAB_SIZE
 from .conftest import Run, make_clock, make_config
 
 MakeRun = Callable[..., Run]
@@ -43,47 +34,6 @@ def kill_at(step: int) -> Callable[[int], None]:
             raise KilledError
 
     return kill
-
-
-@pytest.mark.parametrize("answers_only", [False, True])
-def test_the_loss_of_a_batch_is_the_mean_over_its_learnt_targets(
-    shards_folder: Path, answers_only: bool
-) -> None:
-    loader = PackedLoader(
-        Shards.open(shards_folder, "train"),
-        row_tokens=24,
-        document_id=0,
-        answers_only=answers_only,
-        seed=0,
-    )
-    batch = loader.rows(0, 3)
-    model = random_model(tiny_shape(vocab_size=VOCAB_SIZE))
-    nats = []
-    with torch.no_grad():
-        for row in range(3):
-            for place in range(24):
-                if not batch.learnt[row, place]:
-                    continue
-                first = place - int(batch.positions[row, place])
-                past = torch.from_numpy(batch.tokens[row : row + 1, first : place + 1])
-                target = torch.tensor([batch.targets[row, place]])
-                nats.append(F.cross_entropy(model(past)[0, -1:], target).item())
-    assert len(nats) == batch.learnt.sum() > 0
-    assert batch_loss(model, batch).item() == pytest.approx(sum(nats) / len(nats), rel=1e-4)
-
-
-def test_a_batch_without_answers_moves_nothing(shards_folder: Path) -> None:
-    loader = PackedLoader(
-        Shards.open(shards_folder, "train"), row_tokens=8, document_id=0, answers_only=True, seed=0
-    )
-    batch = next(
-        batch for batch in (loader.rows(row, 1) for row in range(99)) if not batch.learnt.any()
-    )
-    model = random_model(tiny_shape(vocab_size=VOCAB_SIZE))
-    loss = batch_loss(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert loss.item() == 0
-    assert not any(each.grad.any() for each in model.parameters() if each.grad is not None)
 
 
 def test_fine_tuning_survives_batches_without_answers(make_run: MakeRun) -> None:
@@ -123,7 +73,7 @@ def test_the_journal_has_a_line_a_step_with_what_was_decided(make_run: MakeRun) 
     assert [entry["share"] for entry in journal] == [step / 10 for step in range(10)]
     assert [entry["tokens"] for entry in journal] == [32 * step for step in range(1, 11)]
     for entry in journal:
-        curve = warmup_stable_decay(entry["share"], warmup_share=0.02, decay_share=0.5)
+        curve = rate_factor(entry["share"], curve="wsd", warmup_share=0.02, decay_share=0.5)
         assert entry["factor"] == curve
         assert entry["loss"] > 0
         assert entry["norm"] > 0
@@ -350,128 +300,157 @@ def test_a_torn_journal_of_a_killed_run_is_mended(make_run: MakeRun) -> None:
     assert [entry["step"] for entry in run.journal()] == list(range(1, 11))
 
 
-OBJECTIVES = (
-    *("causal", "masked", "causal+masked", "prefix", "fill-in-the-middle", "permutation"),
-    "span-corruption",
-)
+METHODS: list[dict[str, Any]] = [
+    {"optimizer": "adamw", "schedule": "cosine", "ema": 0.9},
+    {"optimizer": "sgd", "learning_rate": 0.1, "schedule": "linear", "final_share": 0.1},
+    {"optimizer": "schedule-free"},
+    {"label_smoothing": 0.1, "weight_decay": 0.1, "l1": 0.01, "schedule": "constant"},
+    {"micro_batch_tokens": 16, "layer_decay": 0.5, "frozen": ("embedding.*",)},
+    {"patience": 50, "validate_every": 1},
+]
 
 
-def arranged_batch(folder: Path, objective: str, *, rows: int, **changes: Any) -> Batch:
-    config = make_config(objective=objective, row_tokens=32, **changes)
-    tokenizer = Tokenizer.open(folder)
-    loader = PackedLoader(
-        Shards.open(folder, "train"),
-        row_tokens=32,
-        document_id=tokenizer.document_id,
-        answers_only=False,
-        seed=0,
-        arrangement=make_arrangement(config, tokenizer),
-    )
-    return loader.rows(0, rows)
-
-
-def model_for(objective: str) -> Transformer:
-    shape = tiny_shape(vocab_size=VOCAB_SIZE)
-    if objective == "span-corruption":
-        shape = replace(shape, encoder=replace(shape, causal=False, head="none"))
-    return random_model(shape)
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_place_sees_what_its_order_says_and_never_the_token_that_it_predicts(
-    extended_shards_folder: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+@pytest.mark.parametrize("changes", METHODS)
+def test_every_method_learns_and_ends_in_the_same_weights_after_kills(
+    make_run: MakeRun, changes: dict[str, Any]
 ) -> None:
-    batch = arranged_batch(extended_shards_folder, objective, rows=2)
-    model, embedded, states = model_for(objective), [], []
-    model.embedding.register_forward_hook(lambda *given: embedded.append(given[-1]))
-    monkeypatch.setattr(
-        loop, "head_loss", lambda model, hidden, targets: states.append(hidden) or hidden.sum()
+    config = make_config(**{"steps": 12, **changes})
+    unbroken = make_run("unbroken", config=config)
+    unbroken.go()
+    losses = [entry["loss"] for entry in unbroken.journal()]
+    assert losses[-1] < losses[0]
+    broken = make_run("broken", config=config)
+    for step in (3, 7, 9):
+        with pytest.raises(KilledError):
+            broken.go(before_step=kill_at(step))
+    broken.go()
+    assert broken.weights() == unbroken.weights()
+
+
+def test_a_batch_in_pieces_learns_the_same_but_for_rounding(make_run: MakeRun) -> None:
+    whole, pieces = (
+        make_run(name, config=make_config(optimizer="adamw", micro_batch_tokens=tokens))
+        for name, tokens in (("whole", None), ("pieces", 16))
     )
-    batch_loss(model, batch)
-    length = batch.tokens.shape[1]
-    order = batch.positions if batch.order is None else batch.order
-    for number, flat in enumerate(np.flatnonzero(batch.learnt)):
-        row, place = divmod(int(flat), length)
-        grads = torch.autograd.grad(states[0][number].square().sum(), embedded, retain_graph=True)
-        seen = grads[-1].abs().sum(-1).view(len(batch.tokens), length).numpy() > 0
-        expected = np.zeros_like(seen)
-        expected[row] = visible(order[row], segments=batch.segments[row])[place]
-        assert np.array_equal(seen, expected)
-        if batch.source_segments is not None:
-            read = grads[0].abs().sum(-1).view(batch.source_segments.shape).numpy() > 0
-            same = batch.source_segments == batch.segments[row, place]
-            assert np.array_equal(read, same & (np.arange(len(read)) == row)[:, None])
-        hidden = answer_places(batch, objective, row, place)
-        assert not seen[row, hidden].any()
+    whole.go()
+    pieces.go()
+    for one, other in zip(whole.journal(), pieces.journal(), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["norm"] == pytest.approx(other["norm"], rel=1e-3)
 
 
-def answer_places(batch: Batch, objective: str, row: int, place: int) -> list[int]:
-    """Where the row itself shows the token that a place predicts, in what it must not see."""
-    segments, positions = batch.segments[row], batch.positions[row]
-    text = segments == segments[place]
-    if objective == "permutation":
-        alike = np.flatnonzero(text & (positions == positions[place]) & ~batch.learnt[row])
-        assert batch.tokens[row, alike].tolist() == [batch.targets[row, place]]
-        return alike.tolist()
-    if objective == "masked" or (batch.order is not None and not batch.order[row, text].any()):
-        return []  # it sees its own place and all others: what is hidden there is the collation's
-    behind = np.flatnonzero(text & (positions == positions[place] + 1))
-    assert batch.tokens[row, behind].tolist() in ([], [batch.targets[row, place]])
-    return behind.tolist()
-
-
-@pytest.mark.parametrize("objective", ["masked", "span-corruption", "permutation"])
-def test_texts_of_a_row_give_the_loss_that_they_give_alone(
-    extended_shards_folder: Path, objective: str
-) -> None:
-    batch = arranged_batch(extended_shards_folder, objective, rows=3)
-    model, total, count = model_for(objective), 0.0, 0
-    with torch.no_grad():
-        whole = batch_loss(model, batch).item()
-        for row, segments in enumerate(batch.segments):
-            for segment in np.unique(segments):
-                alone = take_text(batch, row, segment)
-                if alone.learnt.any():
-                    total += batch_loss(model, alone).item() * alone.learnt.sum()
-                    count += alone.learnt.sum()
-    assert whole == pytest.approx(total / count, rel=1e-5)
-
-
-def take_text(batch: Batch, row: int, segment: int) -> Batch:
-    """One text of a batch as a batch of its own."""
-    parts = {}
-    for field in fields(Batch):
-        whole = getattr(batch, field.name)
-        if whole is not None:
-            read = field.name.startswith("source")
-            home = batch.source_segments if read else batch.segments
-            assert home is not None
-            parts[field.name] = whole[row, home[row] == segment][None]
-    return Batch(**parts)
-
-
-def test_a_batch_with_sources_needs_a_model_that_reads_them(extended_shards_folder: Path) -> None:
-    batch = arranged_batch(extended_shards_folder, "span-corruption", rows=1)
-    with pytest.raises(TrainingError, match="needs an encoder: set model.kind"):
-        batch_loss(model_for("causal"), batch)
-
-
-def test_the_mean_loss_of_many_rows_is_over_all_that_is_learnt(
-    extended_shards_folder: Path,
-) -> None:
-    tokenizer = Tokenizer.open(extended_shards_folder)
-    config = make_config(objective="masked", row_tokens=32)
-    loader = PackedLoader(
-        Shards.open(extended_shards_folder, "train"),
-        row_tokens=32,
-        document_id=tokenizer.document_id,
-        answers_only=False,
-        seed=0,
-        arrangement=make_arrangement(config, tokenizer),
+def test_answers_count_alike_however_a_batch_is_cut(make_run: MakeRun) -> None:
+    whole, pieces = (
+        make_run(
+            name,
+            config=make_config(steps=4, optimizer="adamw", micro_batch_tokens=tokens),
+            answers_only=True,
+        )
+        for name, tokens in (("whole", None), ("pieces", 16))
     )
-    model = model_for("masked")
-    with torch.no_grad():
-        whole = batch_loss(model, loader.rows(0, 7)).item()
-    for rows_at_once in (1, 3, 7, 100):
-        found = mean_loss(model, loader, rows=7, rows_at_once=rows_at_once)
-        assert found == pytest.approx(whole, rel=1e-5)
+    whole.go()
+    pieces.go()
+    for one, other in zip(whole.journal(), pieces.journal(), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def figures(values: list[float]) -> Callable[[Transformer], float]:
+    """A validation that gives these figures, one after the other, then the last for ever."""
+    left = iter(values)
+    return lambda model: next(left, values[-1])
+
+
+def test_patience_ends_the_run_and_keeps_the_best_weights(make_run: MakeRun) -> None:
+    config = make_config(steps=30, validate_every=2, patience=2)
+    run = make_run(config=config)
+    result = run.go(validate=figures([3.0, 2.0, 2.5, 2.5, 9.0]))
+    assert result.steps == 8
+    assert result.validation_bits_per_byte == 2.0
+    short = make_run("short", config=make_config(steps=30, validate_every=2))
+    with pytest.raises(KilledError):
+        short.go(before_step=kill_at(4))
+    assert short.weights() == run.weights()
+
+
+def poison_at(run: Run, *steps: int) -> Callable[[int], None]:
+    """Let the embedding's gradient be infinite in these batches, counted from 0."""
+
+    def look(batch: int) -> None:
+        assert run.model is not None
+        infinite = batch in steps
+        weight = run.model.embedding.weight
+        for hook in list(weight._backward_hooks or {}):
+            del weight._backward_hooks[hook]
+        if infinite:
+            weight.register_hook(lambda grad: grad * math.inf)
+
+    return look
+
+
+def test_an_unsound_batch_is_left_out_where_the_recipe_says_so(make_run: MakeRun) -> None:
+    run = make_run(config=make_config(on_unsound="skip"))
+    result = run.go(before_step=poison_at(run, 3))
+    entries = run.journal()
+    assert [entry["step"] for entry in entries] == list(range(1, 11))
+    assert "loss" not in entries[3]
+    assert entries[3]["skipped"].startswith("the gradient's norm is ")
+    assert math.isfinite(result.final_loss)
+    assert run.said.lines[0].startswith("the gradient's norm is ")
+    assert "at step 3 (first in embedding.weight, documents " in run.said.lines[0]
+    assert run.said.lines[0].endswith("): the batch is left out")
+
+
+def test_a_run_goes_back_to_its_snapshot_and_on_behind_the_batch(make_run: MakeRun) -> None:
+    seen: list[int] = []
+    run = make_run(config=make_config(on_unsound="rollback"))
+    poison = poison_at(run, 6)
+
+    def look(batch: int) -> None:
+        seen.append(batch)
+        poison(batch)
+
+    result = run.go(before_step=look)
+    assert result.steps == 10
+    assert "back to step 4, and on behind that batch" in run.said.lines[0]
+    # Batch 6 is looked at again to find out where it went wrong; 4 to 6 are passed over.
+    assert list(dict.fromkeys(seen)) == list(range(13))
+    assert [entry["step"] for entry in run.journal()] == list(range(1, 11))
+    again = make_run("again", config=make_config(on_unsound="rollback"))
+    for killed in (5, 8, 11):
+        with pytest.raises(KilledError):
+            poison = poison_at(again, 6)
+            again.go(before_step=lambda batch: (kill_at(killed)(batch), poison(batch)))  # noqa: B023
+    again.go(before_step=poison_at(again, 6))
+    assert again.weights() == run.weights()
+
+
+def test_going_back_again_and_again_ends_the_run(make_run: MakeRun) -> None:
+    run = make_run(config=make_config(on_unsound="rollback"))
+    # Two steps in three are sound, so that each return comes to another end.
+    with pytest.raises(TrainingError, match="the gradient's norm is (nan|inf) at step 6: lower"):
+        run.go(before_step=poison_at(run, *range(6, 99, 3)))
+    assert len([line for line in run.said.lines if "back to step 4" in line]) == 3
+
+
+def test_before_the_first_snapshot_there_is_nothing_to_go_back_to(make_run: MakeRun) -> None:
+    run = make_run(config=make_config(on_unsound="rollback"))
+    with pytest.raises(TrainingError, match=r"documents \d.*; the last sound snapshot is in"):
+        run.go(before_step=poison_at(run, 2))
+
+
+def test_sigterm_saves_and_the_same_run_goes_on_to_the_same_weights(make_run: MakeRun) -> None:
+    unbroken = make_run("unbroken")
+    unbroken.go()
+    run = make_run("broken")
+
+    def terminate(step: int) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match="is saved at step 6: the same command goes on") as told:
+        run.go(before_step=terminate)
+    assert told.value.exit_code == 0
+    assert run.snapshots()[-1] == "snapshot-00000006"
+    run.go()
+    assert run.said.lines[0].startswith("resumed at step 6 ")
+    assert run.weights() == unbroken.weights()

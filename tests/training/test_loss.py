@@ -108,3 +108,35 @@ def test_inputs_are_left_as_they_were() -> None:
     chunked_cross_entropy(*inputs)
     for each, old in zip(inputs, before, strict=True):
         assert torch.equal(each, old)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+@pytest.mark.parametrize("chunk_elements", [3 * V, 10**6])
+def test_label_smoothing_equals_pytorchs(
+    monkeypatch: pytest.MonkeyPatch, smoothing: float, chunk_elements: int
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk_elements)
+    results = []
+    for ours in (True, False):
+        hidden, weight, targets = draw()
+        leaves = [each.double().requires_grad_() for each in (hidden, weight)]
+        if ours:
+            leaves = [each.requires_grad_() for each in (hidden, weight)]
+            value = chunked_cross_entropy(*leaves, targets, smoothing=smoothing)
+        else:
+            value = F.cross_entropy(leaves[0] @ leaves[1].T, targets, label_smoothing=smoothing)
+        value.backward()
+        results.append([value.detach().double(), *(leaf.grad.double() for leaf in leaves)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("group_elements", [V, 4 * V, 5 * V, 10**6])
+def test_the_gradient_does_not_depend_on_the_size_of_a_group(
+    monkeypatch: pytest.MonkeyPatch, group_elements: int
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * V)
+    monkeypatch.setattr(module, "GROUP_ELEMENTS", group_elements)
+    ours, expected = both(*draw())
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lmloop.learning import TrainConfig
 from lmloop.model.transformer import Transformer
-from lmloop.training.optim import Optimizer, orthogonalise
+from lmloop.training.optim import Optimizer, make_optimizer
 
 from ..conftest import random_model, tiny_shape
+from .test_muon import polar
 
 RATES = {"learning_rate": 0.01, "matrix_learning_rate": 0.02, "weight_decay": 0.0}
 
@@ -30,58 +32,6 @@ def set_gradients(model: Transformer, *, seed: int, scale: float = 1.0) -> dict[
         parameter.grad = drawn.to(parameter.dtype)
         grads[name] = parameter.grad.float().clone()
     return grads
-
-
-def polar(matrix: Tensor) -> Tensor:
-    left, _, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return left @ right
-
-
-@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 40), (2, 40, 16), (1, 64, 64)])
-def test_orthogonalising_brings_every_singular_value_near_one(shape: tuple[int, ...]) -> None:
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    result = orthogonalise(matrices)
-    assert result.shape == matrices.shape
-    values = torch.linalg.svdvals(result.double())
-    # Five steps lift the smallest values of a square matrix part of the way only.
-    assert values.max() < 1.2
-    assert values.median() > 0.85
-    if shape[1] != shape[2]:
-        assert values.min() > 0.8
-    for one, other in zip(result, matrices, strict=True):
-        expected = polar(other)
-        cosine = (one.double() * expected).sum() / (one.double().norm() * expected.norm())
-        assert cosine > 0.98
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("rank", [1, 2, 12])
-def test_no_singular_value_runs_away(seed: int, rank: int) -> None:
-    # Rounding to bfloat16 may put a value above the range in which the steps converge.
-    generator = torch.Generator().manual_seed(seed)
-    left, right = (torch.randn(4, 24, rank, generator=generator) for _ in range(2))
-    values = torch.linalg.svdvals(orthogonalise(left @ right.transpose(1, 2)).double())
-    assert values.max() < 1.25
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1e6])
-def test_the_size_of_a_gradient_does_not_matter(scale: float) -> None:
-    matrices = torch.randn(2, 12, 20, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        orthogonalise(scale * matrices), orthogonalise(matrices), rtol=0.1, atol=0.05
-    )
-
-
-def test_a_gradient_of_zero_stays_zero() -> None:
-    assert not orthogonalise(torch.zeros(2, 4, 6)).any()
-
-
-def test_matrices_of_one_group_do_not_touch_each_other() -> None:
-    matrices = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
-    together = orthogonalise(matrices)
-    for number in range(3):
-        alone = orthogonalise(matrices[number : number + 1])[0]
-        torch.testing.assert_close(together[number], alone, rtol=0.05, atol=0.02)
 
 
 def test_the_first_step_of_muon_follows_the_polar_factor_of_each_part() -> None:
@@ -261,8 +211,111 @@ def test_the_matrices_of_an_encoder_are_orthogonalised_beside_the_others() -> No
     model = random_model(replace(shape, encoder=encoder))
     optimizer = make(model)
     # Two blocks, and one of the encoder: their down matrices are [24, 40].
-    assert optimizer.momenta[24, 40].shape == (3, 24, 40)
+    assert optimizer.state()["momentum.24x40"].shape == (3, 24, 40)
     set_gradients(model, seed=0)
     optimizer.step(1.0, clip=1.0)
     left = {name.split(".", 2)[2] for name in optimizer.state() if name.startswith("adamw.")}
     assert not [each for each in left if "blocks" in each and optimizer.master[each].dim() == 2]
+
+
+def test_gathered_gradients_add_up_to_those_of_the_batch() -> None:
+    one, other = random_model(tiny_shape()), random_model(tiny_shape())
+    whole, pieces = make(one), make(other)
+    parts = [set_gradients(other, seed=seed) for seed in range(3)]
+    other.zero_grad()
+    for seed, share in enumerate((0.5, 0.3, 0.2)):
+        set_gradients(other, seed=seed)
+        pieces.gather(share)
+        assert all(parameter.grad is None for parameter in other.parameters())
+    for name, parameter in one.named_parameters():
+        parameter.grad = 0.5 * parts[0][name] + 0.3 * parts[1][name] + 0.2 * parts[2][name]
+    assert pieces.step(1.0, clip=1.0) == pytest.approx(whole.step(1.0, clip=1.0), rel=1e-6)
+    for first, second in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["muon", "adamw", "sgd", "schedule-free"])
+def test_a_gradient_that_is_no_number_moves_nothing(method: str) -> None:
+    model = random_model(tiny_shape())
+    optimizer = make(model, method=method, weight_decay=0.1, ema=0.9)
+    set_gradients(model, seed=0)
+    optimizer.step(1.0, clip=1.0)
+    before = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    set_gradients(model, seed=1)
+    model.norm.weight.grad[0] = math.nan  # type: ignore[union-attr, index]
+    assert math.isnan(optimizer.step(1.0, clip=1.0))
+    for name, tensor in optimizer.state().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_average_follows_the_weights_and_stands_in_for_them_on_demand() -> None:
+    model = random_model(tiny_shape())
+    optimizer = make(model, ema=0.6)
+    average = model.norm.weight.detach().clone()
+    for step in range(1, 5):
+        set_gradients(model, seed=step)
+        optimizer.step(1.0, clip=1.0)
+        stays = min(0.6, (1 + step) / (10 + step))
+        average = stays * average + (1 - stays) * optimizer.master["norm.weight"]
+    live = model.norm.weight.detach().clone()
+    with optimizer.averaged():
+        torch.testing.assert_close(model.norm.weight.detach(), average)
+    assert torch.equal(model.norm.weight, live)
+    assert not torch.equal(live, average)
+    optimizer.settle(optimizer.result)
+    torch.testing.assert_close(model.norm.weight.detach(), average)
+
+
+def test_l1_brings_small_numbers_of_hidden_matrices_to_exactly_zero() -> None:
+    model = random_model(tiny_shape())
+    optimizer = make(model, method="adamw", l1=1.0)
+    name = "blocks.0.mixer.part.output.weight"
+    before = optimizer.master[name].clone()
+    optimizer.step(1.0, clip=1.0)  # no gradient: only the pull
+    expected = before.sign() * (before.abs() - 0.01).clamp(min=0)
+    torch.testing.assert_close(optimizer.master[name], expected, rtol=0, atol=1e-6)
+    assert (optimizer.master[name] == 0).any()
+    assert torch.equal(optimizer.master["norm.weight"], random_model(tiny_shape()).norm.weight)
+
+
+def test_frozen_parameters_stay_byte_for_byte_and_lower_layers_move_less() -> None:
+    model = random_model(tiny_shape(num_layers=3, tie_embeddings=False))
+    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    config = TrainConfig(
+        steps=1,
+        optimizer="adamw",
+        frozen=("embedding.*", "blocks.0.*"),
+        layer_decay=0.5,
+        weight_decay=0.1,
+    )
+    optimizer = make_optimizer(model, config)
+    set_gradients(model, seed=0)
+    optimizer.step(1.0, clip=1.0)
+    moved = {
+        name: (each.detach() - before[name]).abs().max().item()
+        for name, each in model.named_parameters()
+    }
+    for name, far in moved.items():
+        if name.startswith(("embedding.", "blocks.0.")):
+            assert far == 0, name
+    norms = [moved[f"blocks.{layer}.mixer.norm.weight"] for layer in (1, 2)]
+    assert norms[0] == pytest.approx(norms[1] / 2, rel=1e-2)
+    assert moved["norm.weight"] == pytest.approx(norms[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("change", [{"method": "sgd"}, {"method": "schedule-free"}, {"ema": 0.9}])
+def test_every_kind_of_state_goes_on_bit_for_bit(change: dict[str, Any]) -> None:
+    one, other = random_model(tiny_shape(), seed=0), random_model(tiny_shape(), seed=1)
+    unbroken = make(one, weight_decay=0.1, **change)
+    for number in range(3):
+        set_gradients(one, seed=number)
+        unbroken.step(1.0, clip=1.0)
+    resumed = make(other, weight_decay=0.1, **change)
+    resumed.load_state({name: tensor.clone() for name, tensor in unbroken.state().items()})
+    for number in range(3, 5):
+        for model, optimizer in ((one, unbroken), (other, resumed)):
+            set_gradients(model, seed=number)
+            optimizer.step(0.7, clip=1.0)
+    for name, tensor in unbroken.state().items():
+        assert torch.equal(tensor, resumed.state()[name]), name

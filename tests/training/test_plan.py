@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from lmloop.learning import FinetuneConfig, PretrainConfig
 from lmloop.model.cost import count_parameters, training_bytes, training_flops_per_token
-from lmloop.sections import FinetuneConfig, ModelSection, PretrainConfig
+from lmloop.sections import ModelSection
 from lmloop.training import plan as module
 from lmloop.training.plan import Plan, make_plan
 from lmloop.training.shape import model_config

@@ -15,10 +15,11 @@ import torch
 import lmloop
 from lmloop.errors import CorpusError, TokenizerError, TrainingError
 from lmloop.inference.load import load
+from lmloop.learning import FinetuneConfig, PretrainConfig
 from lmloop.model.hardware import fast_dtype
 from lmloop.progress import Silent
 from lmloop.records import Document, Record
-from lmloop.sections import FinetuneConfig, ModelSection, PretrainConfig, TokenizeConfig
+from lmloop.sections import ModelSection, TokenizeConfig
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.tokenize import tokenize
 from lmloop.training import recipes

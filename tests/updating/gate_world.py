@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from lmloop.corpus.splits import SCHEMA, build_row, write_split
+from lmloop.learning import FinetuneConfig
 from lmloop.model.block import Block
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Silent
 from lmloop.records import Conversation, Record, Turn
-from lmloop.sections import FinetuneConfig
 from lmloop.store.artifact import Artifact, ArtifactStore
 from lmloop.tokens.chat import DEFAULT_TEMPLATE
 from lmloop.tokens.tokenizer import Tokenizer, train_tokenizer

@@ -15,7 +15,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from lmloop.errors import TokenizerError
-from lmloop.sections import PretrainConfig
+from lmloop.learning import PretrainConfig
 from lmloop.tokens.objectives import (
     Example,
     FillInTheMiddle,

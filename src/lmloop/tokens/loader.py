@@ -83,6 +83,17 @@ class PackedLoader:
         begun = np.maximum.accumulate(np.where(firsts, columns, 0), axis=1)
         return Batch(tokens, targets, learnt, segments, columns - begun)
 
+    def documents(self, start: int, count: int) -> list[int]:
+        """Numbers of the documents that these rows are cut from, in the order of the split."""
+        found: set[int] = set()
+        for row in range(start, start + count):
+            self._enter(row // self.rows_per_epoch)
+            begin = int(self._rows[row % self.rows_per_epoch]) * self._row_tokens
+            first = int(np.searchsorted(self._offsets, begin, side="right")) - 1
+            last = int(np.searchsorted(self._offsets, begin + self._row_tokens, side="left"))
+            found.update(map(int, self._documents[first:last]))
+        return sorted(found)
+
     def _arranged(self, arrangement: Arrangement, rows: range) -> Batch:
         """Rows by an objective, each from a generator of its own."""
         made = [

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from lmloop.errors import TrainingError
-from lmloop.sections import TrainConfig, parse_duration
+from lmloop.learning import TrainConfig
+from lmloop.sections import parse_duration
 
 
 class Budget(Protocol):

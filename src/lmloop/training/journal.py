@@ -15,10 +15,18 @@ class Journal:
     def __init__(self, path: Path, *, steps: int) -> None:
         """Open the journal with the first `steps` whole lines kept."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("a+", encoding="utf-8")
+        self._path, self._stream = path, path.open("a+", encoding="utf-8")
+        self.cut(steps)
+
+    def cut(self, steps: int) -> None:
+        """Keep the first `steps` whole lines."""
         # Cut in place: a process killed here leaves the old journal or the cut one, never less.
-        lines = path.read_bytes().splitlines(keepends=True)[:steps]
+        lines = self._path.read_bytes().splitlines(keepends=True)[:steps]
         self._stream.truncate(sum(len(line) for line in lines if line.endswith(b"\n")))
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All lines, read back."""
+        return list(map(json.loads, self._path.read_text(encoding="utf-8").splitlines()))
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Write one step's line and hand it to the operating system."""

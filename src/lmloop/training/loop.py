@@ -6,34 +6,38 @@ goes on from its last snapshot and ends, with a step budget, in the very same we
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lmloop.errors import TrainingError
+from lmloop.errors import StoppedError, TrainingError
+from lmloop.learning import TrainConfig
 from lmloop.model.hardware import release_memory
-from lmloop.model.rows import PackedRows, Source
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Task
-from lmloop.sections import TrainConfig
 from lmloop.tokens.loader import Batch, PackedLoader
-from lmloop.training.budget import Budget, make_budget
+from lmloop.training.batch import batch_loss
+from lmloop.training.budget import make_budget
 from lmloop.training.journal import Journal
-from lmloop.training.loss import head_loss
-from lmloop.training.optim import Optimizer
-from lmloop.training.schedule import warmup_stable_decay
+from lmloop.training.optim import make_optimizer
+from lmloop.training.patience import Patience
+from lmloop.training.schedule import rate_factor
 from lmloop.training.snapshot import Position, load_snapshot, save_snapshot
+from lmloop.training.soundness import REMEMBERED, Soundness, find_unsound
+from lmloop.training.stopping import watch_for_sigterm
 
 JOURNAL = "journal.jsonl"
 RELEASE_EVERY = 32
 """Steps between two returns of freed memory: rows with few answers and with many leave gaps."""
+MOST_ROLLBACKS = 3
+"""Returns to one and the same snapshot, after which a run ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,53 +52,6 @@ class TrainResult:
     validation_bits_per_byte: float | None = None
     validation_loss: float | None = None
     """Nats a learnt target, where the objective makes no model of next tokens."""
-
-
-def batch_loss(model: Transformer, batch: Batch) -> Tensor:
-    """Mean cross-entropy in nats over the learnt targets of a batch of packed rows."""
-    rows, length = batch.tokens.shape
-    tokens, targets, positions = (
-        torch.from_numpy(part).flatten() for part in (batch.tokens, batch.targets, batch.positions)
-    )
-    view = PackedRows(
-        rows=rows,
-        length=length,
-        segments=torch.from_numpy(batch.segments),
-        order=None if batch.order is None else torch.from_numpy(batch.order),
-        source=_read_source(model, batch),
-    )
-    hidden = model.encode(tokens, positions, view)
-    if not batch.learnt.all():
-        learnt = torch.from_numpy(batch.learnt).flatten().nonzero()[:, 0]
-        hidden, targets = hidden[learnt], targets[learnt]
-    return head_loss(model, hidden, targets)
-
-
-def _read_source(model: Transformer, batch: Batch) -> Source | None:
-    """What the encoder makes of the batch's packed sources, if it has any."""
-    if batch.source is None or batch.source_segments is None or batch.source_positions is None:
-        return None
-    if model.encoder is None:
-        raise TrainingError("span corruption needs an encoder: set model.kind = 'encoder-decoder'")
-    rows, length = batch.source.shape
-    segments = torch.from_numpy(batch.source_segments)
-    tokens, positions = (
-        torch.from_numpy(part).flatten() for part in (batch.source, batch.source_positions)
-    )
-    view = PackedRows(rows=rows, length=length, segments=segments, causal=False)
-    return Source(model.encoder.encode(tokens, positions, view), segments)
-
-
-@torch.no_grad()
-def mean_loss(model: Transformer, loader: PackedLoader, *, rows: int, rows_at_once: int) -> float:
-    """Nats a learnt target over the first `rows` of a loader."""
-    total, count = 0.0, 0
-    for start in range(0, rows, rows_at_once):
-        batch = loader.rows(start, min(rows_at_once, rows - start))
-        learnt = int(batch.learnt.sum())
-        total += batch_loss(model, batch).item() * learnt
-        count += learnt
-    return total / max(1, count)
 
 
 def train(
@@ -112,89 +69,221 @@ def train(
     """Train `model` in place; `folder` holds journal and snapshots, and resumes if it has any.
 
     `validate` gives bits per byte, or else nats a learnt target. Raises `TrainingError` where the
-    loss or the gradient is no number any more.
+    loss or the gradient is no number any more, and `StoppedError` after a SIGTERM, once saved.
     """
-    optimizer = Optimizer(
-        model,
-        learning_rate=config.learning_rate,
-        matrix_learning_rate=config.matrix_learning_rate,
-        weight_decay=config.weight_decay,
-        method=config.optimizer,
-    )
-    position = _resume(optimizer, folder, progress)
-    budget = make_budget(config, clock=clock, before=position.elapsed)
-    journal = Journal(folder / JOURNAL, steps=position.step)
-    rows = config.batch_tokens // config.row_tokens
-    step, saved = position.step, position.step
+    run = _Run(model, loader, config, folder=folder, clock=clock, progress=progress)
     measured = "validation_bpb" if is_scored_in_bytes else "validation_loss"
-    with closing(journal), progress.task(name, total=1.0, unit="") as task:
-        while (share := budget.share(step)) < 1.0:
-            factor = warmup_stable_decay(
-                share, warmup_share=config.warmup_share, decay_share=config.decay_share
-            )
-            if model.config.dropout:  # the same noise again after a resume
-                torch.manual_seed(step)
-            loss = batch_loss(model.train(), loader.rows(step * rows, rows))
-            value = loss.item()
-            _refuse_unsound("loss", value, step, folder)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = optimizer.step(factor, clip=config.gradient_clip)
-            _refuse_unsound("gradient's norm", norm, step, folder)
-            step += 1
-            entry = {"step": step, "share": share, "seconds": budget.elapsed(), "loss": value}
-            entry |= {"factor": factor, "norm": norm, "tokens": step * config.batch_tokens}
-            if step % config.validate_every == 0:
-                entry[measured] = validate(model.eval())
-            journal.append(entry)
-            _report(task, share, entry)
-            if step % RELEASE_EVERY == 0:
-                release_memory()
-            if step % config.save_every == 0:
-                _save(folder, step, budget, optimizer, journal)
-                saved = step
-        if step > saved:
-            _save(folder, step, budget, optimizer, journal)
-    value = validate(model.eval())
-    return TrainResult(
-        steps=step,
-        tokens=step * config.batch_tokens,
-        seconds=budget.elapsed(),
-        final_loss=_final_loss(folder / JOURNAL),
-        validation_bits_per_byte=value if is_scored_in_bytes else None,
-        validation_loss=None if is_scored_in_bytes else value,
-    )
-
-
-def _resume(optimizer: Optimizer, folder: Path, progress: Progress) -> Position:
-    found = load_snapshot(folder, tell=progress.say)
-    if found is None:
-        return Position(step=0, elapsed=0.0)
-    position, tensors = found
-    optimizer.load_state(tensors)
-    progress.say(f"resumed at step {position.step} after {position.elapsed:.0f} s")
-    return position
-
-
-def _save(folder: Path, step: int, budget: Budget, optimizer: Optimizer, journal: Journal) -> None:
-    journal.sync()
-    save_snapshot(folder, Position(step=step, elapsed=budget.elapsed()), optimizer.state())
-
-
-def _refuse_unsound(what: str, value: float, step: int, folder: Path) -> None:
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"the {what} is {value} at step {step}: lower matrix_learning_rate or "
-            f"learning_rate; the last sound snapshot is in {folder}"
+    with closing(run.journal), progress.task(name, total=1.0, unit="") as task:
+        with watch_for_sigterm() as asked:
+            while (share := run.share()) < 1.0:
+                entry = run.step(share)
+                if entry is None:
+                    continue
+                if entry["step"] % config.validate_every == 0:
+                    entry[measured] = run.measure(validate)
+                run.journal.append(entry)
+                _report(task, entry)
+                if asked.is_set():
+                    run.save()
+                    raise StoppedError(
+                        f"{name} was asked to stop and is saved at step {entry['step']}: "
+                        "the same command goes on"
+                    )
+                if entry["step"] % RELEASE_EVERY == 0:
+                    release_memory()
+                if entry["step"] % config.save_every == 0:
+                    run.save()
+        run.save()
+        value = run.finish(validate)
+        steps = run.position.step
+        return TrainResult(
+            steps=steps,
+            tokens=steps * config.batch_tokens,
+            seconds=run.budget.elapsed(),
+            final_loss=run.final_loss(),
+            validation_bits_per_byte=value if is_scored_in_bytes else None,
+            validation_loss=None if is_scored_in_bytes else value,
         )
 
 
-def _report(task: Task, share: float, entry: dict[str, Any]) -> None:
+class _Run:
+    """A run in its folder: what moves, and where it stands."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        loader: PackedLoader,
+        config: TrainConfig,
+        *,
+        folder: Path,
+        clock: Callable[[], float],
+        progress: Progress,
+    ) -> None:
+        self._model, self._loader, self._config = model, loader, config
+        self._folder, self._progress = folder, progress
+        self._optimizer = make_optimizer(model, config)
+        self._patience = None if config.patience is None else Patience(config.patience)
+        self.position, self._saved = Position(step=0, elapsed=0.0), 0
+        self._returns: Counter[int] = Counter()
+        found = load_snapshot(folder, tell=progress.say)
+        if found is not None:
+            self._take_over(*found)
+            progress.say(
+                f"resumed at step {self.position.step} after {self.position.elapsed:.0f} s"
+            )
+        self.journal = Journal(folder / JOURNAL, steps=self.position.step)
+        self.budget = make_budget(config, clock=clock, before=self.position.elapsed)
+        self._soundness = self._remember()
+
+    def share(self) -> float:
+        """How much of the budget is spent; all of it where patience has come to its end."""
+        is_over = self._patience is not None and self._patience.is_over
+        return 1.0 if is_over else self.budget.share(self.position.step)
+
+    def step(self, share: float) -> dict[str, Any] | None:
+        """One step and what is to be journaled of it; None where the run went back instead."""
+        step, config = self.position.step, self._config
+        factor = rate_factor(
+            share,
+            curve=config.curve,
+            warmup_share=config.warmup_share,
+            decay_share=config.decay_share,
+            final_share=config.final_share,
+        )
+        value = self._gradient()
+        trouble, norm = self._soundness.judge(value), None
+        if trouble is None:
+            norm = self._optimizer.step(factor, clip=config.gradient_clip)
+            trouble = None if math.isfinite(norm) else f"the gradient's norm is {norm}"
+        if trouble is not None and not self._goes_on(trouble):
+            return None
+        self.position = replace(self.position, step=step + 1)
+        entry = {"step": step + 1, "share": share, "seconds": self.budget.elapsed()}
+        entry |= {"factor": factor, "tokens": (step + 1) * config.batch_tokens}
+        return entry | ({"loss": value, "norm": norm} if trouble is None else {"skipped": trouble})
+
+    def measure(self, validate: Callable[[Transformer], float]) -> float:
+        """The figure of the weights as they would be kept."""
+        with self._optimizer.averaged():
+            value = validate(self._model.eval())
+        if self._patience is not None:
+            self._patience.look(value, self._optimizer.result)
+        return value
+
+    def save(self) -> None:
+        """Write a snapshot, if anything has been done since the last."""
+        if self.position.step == self._saved:
+            return
+        self.journal.sync()
+        self.position = replace(self.position, elapsed=self.budget.elapsed())
+        tensors = self._optimizer.state()
+        if self._patience is not None:
+            tensors |= self._patience.state()
+        save_snapshot(self._folder, self.position, tensors)
+        self._saved = self.position.step
+
+    def finish(self, validate: Callable[[Transformer], float]) -> float:
+        """Leave the weights to keep in the model and give their figure."""
+        value, weights = self.measure(validate), self._optimizer.result
+        if self._patience is not None and self._patience.weights:
+            value, weights = self._patience.value, self._patience.weights
+        self._optimizer.settle(weights)
+        self._model.eval()
+        return value
+
+    def final_loss(self) -> float:
+        """Mean loss of the last tenth of the steps, those before a resumption included."""
+        losses = [entry["loss"] for entry in self.journal.entries() if "loss" in entry]
+        tail = losses[-max(1, len(losses) // 10) :]
+        return float(sum(tail) / max(1, len(tail)))
+
+    def _gradient(self) -> float:
+        """Loss of the next batch; leaves its gradient with the model, or gathered."""
+        if self._model.config.dropout:  # the same noise again after a resume
+            torch.manual_seed(self.position.step)
+        self._model.train()
+        batches = self._batches()
+        learnt = [int(batch.learnt.sum()) for batch in batches]
+        value = 0.0
+        for batch, count in zip(batches, learnt, strict=True):
+            share = count / max(1, sum(learnt))
+            loss = batch_loss(self._model, batch, smoothing=self._config.label_smoothing)
+            value += share * loss.item() if share else 0.0
+            if not math.isfinite(value):
+                break
+            loss.backward()  # type: ignore[no-untyped-call]
+            if len(batches) > 1:
+                self._optimizer.gather(share)
+        return value
+
+    def _batches(self) -> list[Batch]:
+        """The next batch, in the pieces that are in memory at once."""
+        first, rows = self._rows
+        at_once = self._config.micro_batch_rows
+        return [self._loader.rows(start, at_once) for start in range(first, first + rows, at_once)]
+
+    @property
+    def _rows(self) -> tuple[int, int]:
+        """The first row of the next batch, and how many it has."""
+        rows = self._config.batch_rows
+        return self.position.step * rows + self.position.skipped, rows
+
+    def _goes_on(self, trouble: str) -> bool:
+        """Deal with an unsound step as the recipe says: whether it counts, left out; else go back.
+
+        Raises `TrainingError` where the recipe says to stop, or going back does not help.
+        """
+        self._optimizer.discard()
+        policy, step = self._config.on_unsound, self.position.step
+        where = f"{trouble} at step {step}"
+        origin = f"documents {', '.join(map(str, self._loader.documents(*self._rows)[:8]))}"
+        found = (
+            find_unsound(self._model, partial(batch_loss, self._model, batch))
+            for batch in self._batches()
+        )
+        layer = next(filter(None, found), None)
+        origin = origin if layer is None else f"first in {layer}, {origin}"
+        if policy == "skip":
+            self._progress.say(f"{where} ({origin}): the batch is left out")
+            return True
+        if policy == "rollback" and self._roll_back(f"{where} ({origin})"):
+            return False
+        raise TrainingError(
+            f"{where}: lower matrix_learning_rate or learning_rate, or see on_unsound; it was "
+            f"{origin}; the last sound snapshot is in {self._folder}"
+        )
+
+    def _roll_back(self, trouble: str) -> bool:
+        """Return to the last snapshot, and pass over all rows up to the end of this batch."""
+        first, rows = self._rows
+        found = load_snapshot(self._folder, tell=self._progress.say)
+        if found is None or self._returns[found[0].step] == MOST_ROLLBACKS:
+            return False
+        self._take_over(*found)
+        step = self.position.step
+        self._returns[step] += 1
+        self.position = replace(self.position, skipped=first + rows - step * rows)
+        self.journal.cut(step)
+        self._soundness = self._remember()
+        self._saved = -1
+        self.save()
+        self._progress.say(f"{trouble}: back to step {step}, and on behind that batch")
+        return True
+
+    def _take_over(self, position: Position, tensors: dict[str, torch.Tensor]) -> None:
+        self._optimizer.load_state(tensors)
+        if self._patience is not None:
+            self._patience.load_state(tensors)
+        self.position, self._saved = position, position.step
+
+    def _remember(self) -> Soundness:
+        """A judge that knows the journal's last losses."""
+        entries = self.journal.entries()[-2 * REMEMBERED :]
+        losses = [entry["loss"] for entry in entries if "loss" in entry]
+        return Soundness(spike=self._config.spike, before=losses)
+
+
+def _report(task: Task, entry: dict[str, Any]) -> None:
     rate = entry["tokens"] / max(entry["seconds"], 1e-9)
-    task.update(share, note=f"step {entry['step']}  loss {entry['loss']:.3f}  {rate:,.0f} tok/s")
-
-
-def _final_loss(journal: Path) -> float:
-    """Mean loss of the last tenth of the steps, those before a resumption included."""
-    losses = [float(json.loads(line)["loss"]) for line in journal.read_text("utf-8").splitlines()]
-    tail = losses[-max(1, len(losses) // 10) :]
-    return sum(tail) / max(1, len(tail))
+    loss = f"loss {entry['loss']:.3f}" if "loss" in entry else "left out"
+    task.update(entry["share"], note=f"step {entry['step']}  {loss}  {rate:,.0f} tok/s")

@@ -1,57 +1,28 @@
-"""Two optimisers on one model: Muon for the hidden matrices, AdamW for everything else (or all).
+"""The optimizer: fp32 master weights, the rules that move them, and what holds for every rule.
 
 Takes: a model whose parameters may be bfloat16. Gives: steps on fp32 master copies, rounded back
-into the model. Matrices of one shape are orthogonalised together in one batched product.
+into the model. Parameters that take no gradient stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from lmloop.learning import TrainConfig
 from lmloop.model.names import fused_rows
 from lmloop.model.transformer import Transformer
-
-# Coefficients of five quintic steps towards the polar factor, each optimal for what the one before
-# leaves. Source: Amsel et al. 2025, The Polar Express, algorithm 1; like there, each is flattened a
-# little, or a singular value that bfloat16 has rounded to just above 1 would grow without end.
-_FLATTER = 1.01
-_OPTIMAL = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-)
-POLAR_EXPRESS = tuple((a / _FLATTER, b / _FLATTER**3, c / _FLATTER**5) for a, b, c in _OPTIMAL)
-
-
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices of [G, R, C], computed in bfloat16; gives the same shape."""
-    x = matrices.to(torch.bfloat16)
-    tall = x.shape[1] > x.shape[2]
-    if tall:
-        x = x.transpose(1, 2)
-    x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
-    for a, b, c in POLAR_EXPRESS:
-        square = x @ x.transpose(1, 2)
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x.transpose(1, 2) if tall else x
-
-
-@dataclass(slots=True)
-class _Part:
-    """Rows of a parameter that are one matrix: queries, keys and values are three."""
-
-    name: str
-    rows: slice
+from lmloop.training.muon import Muon, Part
+from lmloop.training.rules import Elementwise, Rule, ScheduleFree
+from lmloop.training.scales import rate_scales
 
 
 class Optimizer:
-    """Muon and AdamW with fp32 master weights; its whole state is named tensors."""
+    """Clips, decays, moves and averages; its whole state is named tensors."""
 
     def __init__(
         self,
@@ -63,103 +34,193 @@ class Optimizer:
         method: str = "muon",
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
+        l1: float = 0.0,
+        ema: float | None = None,
+        scales: Mapping[str, float] | None = None,
     ) -> None:
-        self._parameters = dict(model.named_parameters())
-        self.master = {name: p.detach().float().clone() for name, p in self._parameters.items()}
-        self._matrix_rate, self._decay, self._momentum = (
-            matrix_learning_rate,
-            weight_decay,
-            momentum,
-        )
-        self._groups = _group_matrices(model) if method == "muon" else {}
-        matrices = {part.name for group in self._groups.values() for part in group}
-        self.momenta = {
-            shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()
+        """`method` as in a recipe; `scales` multiply the rates of parameters by name."""
+        self._parameters = {
+            name: each for name, each in model.named_parameters() if each.requires_grad
         }
-        self._rest = [name for name in self._parameters if name not in matrices]
-        hidden = [name for name in self._rest if _is_hidden_matrix(name, self.master[name])]
-        plain = [name for name in self._rest if name not in hidden]
-        self._adamw = torch.optim.AdamW(
-            [
-                {"params": [self.master[name] for name in hidden], "weight_decay": weight_decay},
-                {"params": [self.master[name] for name in plain], "weight_decay": 0.0},
-            ],
-            lr=learning_rate,
-            betas=betas,
-            eps=1e-10,
-            fused=True,
-        )
-        self._rate = learning_rate
+        self.master = {name: p.detach().float().clone() for name, p in self._parameters.items()}
+        self._matrices = [name for name, p in self.master.items() if _is_hidden_matrix(name, p)]
+        self._decay, self._l1, self._ema = weight_decay, l1, ema
+        by_muon = self._matrices if method == "muon" else []
+        scales = {} if scales is None else scales
+        self._rates = {
+            name: (matrix_learning_rate if name in by_muon else learning_rate)
+            * scales.get(name, 1.0)
+            for name in self.master
+        }
+        rest = {name: master for name, master in self.master.items() if name not in by_muon}
+        rates = {name: self._rates[name] for name in rest}
+        self._points: Mapping[str, Tensor] = self.master
+        self._average = None if ema is None else {n: p.clone() for n, p in self.master.items()}
+        self._averaged_steps = torch.zeros((), dtype=torch.float64)
+        self._rules: list[Rule] = []
+        if method == "schedule-free":
+            free = ScheduleFree(rest, rates=rates, betas=betas)
+            self._points, self._average = free.points, free.average
+            self._rules = [free]
+        else:
+            if by_muon:
+                parts = _take_apart(model, by_muon)
+                self._rules.append(Muon(self.master, parts, rates=self._rates, momentum=momentum))
+            kind = "sgd" if method == "sgd" else "adamw"
+            self._rules.append(
+                Elementwise(rest, method=kind, rates=rates, momentum=momentum, betas=betas)
+            )
+        self._gathered: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def gather(self, share: float) -> None:
+        """Add `share` of the model's gradients to those of the batch, in fp32, and clear them."""
+        for name, parameter in self._parameters.items():
+            if parameter.grad is None:
+                continue
+            if name not in self._gathered:
+                self._gathered[name] = torch.zeros_like(self.master[name])
+            self._gathered[name].add_(parameter.grad, alpha=share)
+            parameter.grad = None
 
     @torch.no_grad()
     def step(self, factor: float, *, clip: float) -> float:
-        """One update at `factor` of the peak rates; gives the gradient's norm before clipping."""
-        grads = {
-            name: torch.zeros_like(p) if p.grad is None else p.grad
-            for name, p in self._parameters.items()
-        }
-        norms = torch._foreach_norm(list(grads.values()), dtype=torch.float32)
-        norm = float(torch.stack(norms).norm())
-        self._step_matrices(grads, factor)
+        """One update at `factor` of the peak rates; gives the gradient's norm before clipping.
+
+        A gradient whose norm is no finite number moves nothing.
+        """
+        grads = self._take_gradients()
+        norm = float(torch.stack(_norms(grads)).norm()) if grads else 0.0
+        if not math.isfinite(norm):
+            return norm
+        self._shrink_matrices(factor)
         shrink = min(1.0, clip / (norm + 1e-12))
-        for name in self._rest:
-            self.master[name].grad = grads[name].float().mul_(shrink)
-        for group in self._adamw.param_groups:
-            group["lr"] = self._rate * factor
-        self._adamw.step()
-        torch._foreach_copy_(list(self._parameters.values()), list(self.master.values()))
-        for parameter in self._parameters.values():
-            parameter.grad = None
+        for rule in self._rules:
+            rule.step(grads, factor, shrink=shrink)
+        self._follow()
+        self._show(self.master)
         return norm
 
-    def _step_matrices(self, grads: Mapping[str, Tensor], factor: float) -> None:
-        rate = self._matrix_rate * factor
-        for shape, group in self._groups.items():
-            grad = torch.stack([grads[part.name][part.rows] for part in group]).float()
-            momentum = self.momenta[shape].lerp_(grad, 1 - self._momentum)
-            update = orthogonalise(grad.lerp_(momentum, self._momentum))
-            size = rate * max(1.0, shape[0] / shape[1]) ** 0.5
-            for part, change in zip(group, update, strict=True):
-                rows = self.master[part.name][part.rows]
-                rows.mul_(1 - rate * self._decay).add_(change.float(), alpha=-size)
+    def discard(self) -> None:
+        """Forget the gradients of this batch."""
+        self._gathered.clear()
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Meanwhile the model holds the average of its weights, if one is kept."""
+        if self._average is None:
+            yield
+            return
+        self._show(self._average)
+        try:
+            yield
+        finally:
+            self._show(self.master)
+
+    @property
+    def result(self) -> Mapping[str, Tensor]:
+        """The weights that the run is about, fp32: the average where one is kept."""
+        return self.master if self._average is None else self._average
+
+    def settle(self, weights: Mapping[str, Tensor]) -> None:
+        """Leave these weights, fp32, in the model."""
+        self._show(weights)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as named tensors."""
         named = {f"master.{name}": tensor for name, tensor in self.master.items()}
-        named |= {f"momentum.{r}x{c}": tensor for (r, c), tensor in self.momenta.items()}
-        for name in self._rest:
-            for key, tensor in self._adamw.state[self.master[name]].items():
-                named[f"adamw.{key}.{name}"] = tensor
+        for rule in self._rules:
+            named |= rule.state()
+        if self._ema is not None and self._average is not None:
+            named |= {f"ema.{name}": tensor for name, tensor in self._average.items()}
+            named["ema.steps"] = self._averaged_steps
         return named
 
     @torch.no_grad()
     def load_state(self, named: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
+        for rule in self._rules:
+            rule.load_state(named)
         for name, tensor in self.master.items():
             tensor.copy_(named[f"master.{name}"])
-            self._parameters[name].copy_(tensor)
-        for (rows, columns), tensor in self.momenta.items():
-            tensor.copy_(named[f"momentum.{rows}x{columns}"])
-        for name in self._rest:
-            self._adamw.state[self.master[name]] = {
-                key: named[f"adamw.{key}.{name}"].clone()
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+        if self._ema is not None and self._average is not None:
+            self._averaged_steps.copy_(named["ema.steps"])
+            for name, tensor in self._average.items():
+                tensor.copy_(named[f"ema.{name}"])
+        self._show(self.master)
+
+    def _take_gradients(self) -> dict[str, Tensor]:
+        """What was gathered, or else what lies in the model; zeros where nothing does."""
+        grads = {
+            name: self._gathered[name]
+            if name in self._gathered
+            else (torch.zeros_like(p) if p.grad is None else p.grad)
+            for name, p in self._parameters.items()
+        }
+        self.discard()
+        return grads
+
+    def _shrink_matrices(self, factor: float) -> None:
+        """Decoupled decay and pull to zero of the hidden matrices, at their own rates."""
+        for name in self._matrices if self._decay or self._l1 else ():
+            rate, point = self._rates[name] * factor, self._points[name]
+            point.mul_(1 - rate * self._decay)
+            if self._l1:
+                point.sub_(point.clamp(-rate * self._l1, rate * self._l1))
+
+    def _follow(self) -> None:
+        """Let the moving average follow: faster at first, so that it forgets where it began."""
+        if self._ema is None or self._average is None:
+            return
+        self._averaged_steps += 1
+        steps = float(self._averaged_steps)
+        share = 1 - min(self._ema, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(list(self._average.values()), list(self.master.values()), share)
+
+    @torch.no_grad()
+    def _show(self, weights: Mapping[str, Tensor]) -> None:
+        """Round fp32 weights into the model."""
+        torch._foreach_copy_(
+            list(self._parameters.values()), [weights[name] for name in self._parameters]
+        )
+
+
+def make_optimizer(model: Transformer, config: TrainConfig) -> Optimizer:
+    """The optimizer that a recipe asks for; sets apart what it freezes.
+
+    Raises `TrainingError` for a pattern that fits no parameter.
+    """
+    scales = rate_scales(model, frozen=config.frozen, layer_decay=config.layer_decay)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and scales[name] > 0)
+    return Optimizer(
+        model,
+        learning_rate=config.learning_rate,
+        matrix_learning_rate=config.matrix_learning_rate,
+        weight_decay=config.weight_decay,
+        method=config.optimizer,
+        momentum=config.momentum,
+        l1=config.l1,
+        ema=config.ema,
+        scales=scales,
+    )
+
+
+def _norms(grads: Mapping[str, Tensor]) -> list[Tensor]:
+    return list(torch._foreach_norm(list(grads.values()), dtype=torch.float32))
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.dim() == 2 and name.removeprefix("encoder.").startswith("blocks.")
 
 
-def _group_matrices(model: Transformer) -> dict[tuple[int, int], list[_Part]]:
-    """Hidden matrices by shape; fused products are taken apart."""
-    groups: dict[tuple[int, int], list[_Part]] = {}
-    for name, parameter in model.named_parameters():
-        if not _is_hidden_matrix(name, parameter):
-            continue
+def _take_apart(model: Transformer, names: Sequence[str]) -> Iterator[Part]:
+    """The matrices of which fused products are made."""
+    parameters = dict(model.named_parameters())
+    for name in names:
         start = 0
-        for rows in fused_rows(model.config, name, len(parameter)):
-            part = _Part(name, slice(start, start + rows))
-            groups.setdefault((rows, parameter.shape[1]), []).append(part)
+        for rows in fused_rows(model.config, name, len(parameters[name])):
+            yield Part(name, slice(start, start + rows))
             start += rows
-    return groups

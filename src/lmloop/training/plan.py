@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from lmloop.learning import TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import (
     cache_bytes_per_token,
@@ -22,9 +23,9 @@ from lmloop.model.cost import (
 from lmloop.model.hardware import fast_dtype
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
-from lmloop.sections import ModelSection, TrainConfig, parse_duration
+from lmloop.sections import ModelSection, parse_duration
 from lmloop.tokens.loader import Batch
-from lmloop.training.loop import batch_loss
+from lmloop.training.batch import batch_loss
 from lmloop.training.optim import Optimizer
 from lmloop.training.shape import model_config
 

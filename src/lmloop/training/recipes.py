@@ -16,19 +16,21 @@ from typing import Any
 import torch
 
 from lmloop.errors import CorpusError, TrainingError
+from lmloop.learning import PretrainConfig, TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
 from lmloop.model.hardware import fast_dtype
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress
-from lmloop.sections import ModelSection, PretrainConfig, TrainConfig
+from lmloop.sections import ModelSection
 from lmloop.tokens.arrangement import Arrangement, make_arrangement
 from lmloop.tokens.chat import ChatTemplate
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
-from lmloop.training.loop import JOURNAL, mean_loss, train
+from lmloop.training.batch import mean_loss
+from lmloop.training.loop import JOURNAL, train
 from lmloop.training.shape import model_config
 from lmloop.weights.checkpoint import load_model, save_model
 

@@ -34,6 +34,8 @@ class Position:
     """Steps done."""
     elapsed: float
     """Seconds spent."""
+    skipped: int = 0
+    """Packed rows that were passed over, because a run went back and on behind them."""
 
 
 def save_snapshot(folder: Path, position: Position, tensors: Mapping[str, Tensor]) -> None:
@@ -75,4 +77,8 @@ def load_snapshot(
 def _read_position(weights: Path) -> Position:
     with safe_open(weights, framework="pt") as file:
         numbers = file.metadata()
-    return Position(step=int(numbers["step"]), elapsed=float(numbers["elapsed"]))
+    return Position(
+        step=int(numbers["step"]),
+        elapsed=float(numbers["elapsed"]),
+        skipped=int(numbers["skipped"]),
+    )

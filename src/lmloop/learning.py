@@ -1,0 +1,174 @@
+"""What a recipe may say of training: how long, how much at once, by which method, and what for.
+
+A docstring stands under every field: it is the help on the command line as well.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lmloop.sections import Section, parse_duration
+
+
+class TrainConfig(Section):
+    """What pre-training and fine-tuning have in common."""
+
+    budget: str | None = Field(default=None)
+    """Wall-clock budget such as `"90s"`, `"5m"`, `"2h"`; give this, `steps` or `replay`."""
+    steps: int | None = Field(default=None, ge=1)
+    """Step budget: reproducible bit for bit; give this, `budget` or `replay`."""
+    replay: str | None = None
+    """Journal of an earlier run whose decisions are repeated exactly; or `budget`, or `steps`."""
+    batch_tokens: int = Field(default=8192, ge=8)
+    """Tokens of one optimiser step."""
+    row_tokens: int = Field(default=512, ge=8)
+    """Length of a packed row, at most the model's context length."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic of forward and backward; `auto` takes bfloat16 where it is the faster one."""
+    micro_batch_tokens: int | None = Field(default=None, ge=8)
+    """Tokens in memory at once; their gradients add up to those of the batch. Absent: all."""
+    optimizer: Literal["muon", "adamw", "sgd", "schedule-free"] = "muon"
+    """`muon`: Muon for the hidden matrices, AdamW for the rest; the others for all."""
+    learning_rate: float = Field(default=0.002, gt=0)
+    """Peak rate of all that Muon does not move."""
+    matrix_learning_rate: float = Field(default=0.02, gt=0)
+    """Peak rate of Muon (hidden matrices)."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Of Muon and SGD: how much of the direction so far a step keeps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay (L2) of the hidden matrices."""
+    l1: float = Field(default=0.0, ge=0)
+    """Decoupled pull of each number of the hidden matrices towards zero (L1)."""
+    schedule: Literal["wsd", "cosine", "linear", "constant"] | None = None
+    """Curve of the rates behind the warm-up; absent: `wsd`, constant for `schedule-free`."""
+    warmup_share: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the budget in which rates rise from zero."""
+    decay_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the budget at the end in which rates fall linearly (`wsd`)."""
+    final_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak rates that is left at the end."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each target that is spread over the whole vocabulary."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """The checkpoint is a moving average of the weights; so much of it stays at a step (0.999)."""
+    frozen: tuple[str, ...] = Field(default=(), strict=False)
+    """Patterns of parameters that stay as they are, such as `"embedding.*"` or `"blocks.[0-3].*"`.
+    """
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each layer's rates are those of the layer above times this; the embedding's come last."""
+    patience: int | None = Field(default=None, ge=1)
+    """End after so many validations in a row that are no better, and keep the best weights."""
+    on_unsound: Literal["stop", "skip", "rollback"] = "stop"
+    """What follows a loss or a gradient that is no number, or a spike: end with an error, leave the
+    batch out, or go back to the last snapshot and on behind the batch."""
+    spike: float | None = Field(default=None, gt=1)
+    """A loss so many times the median of the last 50 is unsound; absent: none is."""
+    validate_every: int = Field(default=200, ge=1)
+    """Steps between two measurements on the validation split."""
+    save_every: int = Field(default=200, ge=1)
+    """Steps between two snapshots: what `kill -9` can cost at most."""
+
+    @field_validator("budget")
+    @classmethod
+    def _check_budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_duration(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_one_budget(self) -> TrainConfig:
+        if sum(given is not None for given in (self.budget, self.steps, self.replay)) != 1:
+            raise ValueError("give exactly one of budget (wall clock), steps and replay")
+        return self
+
+    @model_validator(mode="after")
+    def _check_micro_batch(self) -> TrainConfig:
+        at_once = self.micro_batch_tokens
+        if at_once is not None and (at_once % self.row_tokens or self.batch_tokens % at_once):
+            raise ValueError(
+                f"micro_batch_tokens = {at_once} must be a multiple of row_tokens = "
+                f"{self.row_tokens} and divide batch_tokens = {self.batch_tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_schedule_free(self) -> TrainConfig:
+        if self.optimizer == "schedule-free":
+            if self.schedule not in (None, "constant"):
+                raise ValueError(
+                    "optimizer = 'schedule-free' needs no schedule: leave schedule out"
+                )
+            if self.ema is not None:
+                raise ValueError("optimizer = 'schedule-free' keeps its own average: leave ema out")
+        return self
+
+    @property
+    def curve(self) -> str:
+        """Name of the schedule behind the warm-up."""
+        if self.schedule is not None:
+            return self.schedule
+        return "constant" if self.optimizer == "schedule-free" else "wsd"
+
+    @property
+    def batch_rows(self) -> int:
+        """Packed rows of one optimizer step."""
+        return self.batch_tokens // self.row_tokens
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Packed rows in memory at once."""
+        return (self.micro_batch_tokens or self.batch_tokens) // self.row_tokens
+
+
+class PretrainConfig(TrainConfig):
+    """Token ids to a base model: one objective on everything."""
+
+    objective: Literal[
+        "causal",
+        "masked",
+        "causal+masked",
+        "prefix",
+        "fill-in-the-middle",
+        "permutation",
+        "span-corruption",
+    ] = "causal"
+    """What is learnt: the next token, hidden ones, either, what follows a prefix, a middle, tokens
+    in a drawn order, or spans that left the encoder's text."""
+    mask_rate: float = Field(default=0.15, gt=0, lt=1)
+    """Share of tokens that is predicted (masked, permutation) or leaves (span-corruption)."""
+    mask_words: bool = False
+    """Hide whole words (masked and causal+masked)."""
+    causal_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of texts that stay causal (causal+masked)."""
+    middle_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of texts whose middle is put last (fill-in-the-middle)."""
+    span_length: float = Field(default=3.0, ge=1)
+    """Tokens of a span on average (span-corruption)."""
+
+    @property
+    def is_scored_in_bytes(self) -> bool:
+        """Whether the model can then be asked for each next token, and so for bits per byte."""
+        return self.objective in ("causal", "causal+masked", "prefix", "fill-in-the-middle")
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What the objective needs beyond the usual special tokens."""
+        if self.objective in ("masked", "causal+masked", "permutation"):
+            return ("<|mask|>",)
+        if self.objective == "fill-in-the-middle":
+            return "<|prefix|>", "<|suffix|>", "<|middle|>"
+        if self.objective != "span-corruption":
+            return ()
+        # A row of one text, of which each token stays, or leaves with 1 / span_length of a span.
+        spans_a_token = self.mask_rate / self.span_length
+        text = self.row_tokens / (1 - self.mask_rate + spans_a_token)
+        return tuple(f"<|extra_{span}|>" for span in range(math.ceil(text * spans_a_token) + 1))
+
+
+class FinetuneConfig(TrainConfig):
+    """Base model to chat model: loss on the assistant's answers only."""

@@ -1,0 +1,62 @@
+"""From a batch of packed rows to its loss.
+
+Takes: a model, rows of a loader. Gives: nats a learnt target, with its gradient where asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lmloop.errors import TrainingError
+from lmloop.model.rows import PackedRows, Source
+from lmloop.model.transformer import Transformer
+from lmloop.tokens.loader import Batch, PackedLoader
+from lmloop.training.loss import head_loss
+
+
+def batch_loss(model: Transformer, batch: Batch, *, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats over the learnt targets of a batch of packed rows."""
+    rows, length = batch.tokens.shape
+    tokens, targets, positions = (
+        torch.from_numpy(part).flatten() for part in (batch.tokens, batch.targets, batch.positions)
+    )
+    view = PackedRows(
+        rows=rows,
+        length=length,
+        segments=torch.from_numpy(batch.segments),
+        order=None if batch.order is None else torch.from_numpy(batch.order),
+        source=_read_source(model, batch),
+    )
+    hidden = model.encode(tokens, positions, view)
+    if not batch.learnt.all():
+        learnt = torch.from_numpy(batch.learnt).flatten().nonzero()[:, 0]
+        hidden, targets = hidden[learnt], targets[learnt]
+    return head_loss(model, hidden, targets, smoothing=smoothing)
+
+
+def _read_source(model: Transformer, batch: Batch) -> Source | None:
+    """What the encoder makes of the batch's packed sources, if it has any."""
+    if batch.source is None or batch.source_segments is None or batch.source_positions is None:
+        return None
+    if model.encoder is None:
+        raise TrainingError("span corruption needs an encoder: set model.kind = 'encoder-decoder'")
+    rows, length = batch.source.shape
+    segments = torch.from_numpy(batch.source_segments)
+    tokens, positions = (
+        torch.from_numpy(part).flatten() for part in (batch.source, batch.source_positions)
+    )
+    view = PackedRows(rows=rows, length=length, segments=segments, causal=False)
+    return Source(model.encoder.encode(tokens, positions, view), segments)
+
+
+@torch.no_grad()
+def mean_loss(model: Transformer, loader: PackedLoader, *, rows: int, rows_at_once: int) -> float:
+    """Nats a learnt target over the first `rows` of a loader."""
+    total, count = 0.0, 0
+    for start in range(0, rows, rows_at_once):
+        batch = loader.rows(start, min(rows_at_once, rows - start))
+        learnt = int(batch.learnt.sum())
+        total += batch_loss(model, batch).item() * learnt
+        count += learnt
+    return total / max(1, count)

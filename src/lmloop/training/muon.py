@@ -1,0 +1,89 @@
+"""Muon: momentum whose matrices are made orthogonal before they move the weights.
+
+Takes: fp32 master weights, gradients by name. Gives: moved masters. Matrices of one shape are
+orthogonalised together in one batched product. Source: Jordan et al. 2024, Muon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Coefficients of five quintic steps towards the polar factor, each optimal for what the one before
+# leaves. Source: Amsel et al. 2025, The Polar Express, algorithm 1; like there, each is flattened a
+# little, or a singular value that bfloat16 has rounded to just above 1 would grow without end.
+_FLATTER = 1.01
+_OPTIMAL = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+POLAR_EXPRESS = tuple((a / _FLATTER, b / _FLATTER**3, c / _FLATTER**5) for a, b, c in _OPTIMAL)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Nearest semi-orthogonal matrices of [G, R, C], computed in bfloat16; gives the same shape."""
+    x = matrices.to(torch.bfloat16)
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.transpose(1, 2)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
+    for a, b, c in POLAR_EXPRESS:
+        square = x @ x.transpose(1, 2)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.transpose(1, 2) if tall else x
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of a parameter that are one matrix: queries, keys and values are three."""
+
+    name: str
+    rows: slice
+
+
+class Muon:
+    """Moves matrices by their orthogonalised momentum."""
+
+    def __init__(
+        self,
+        masters: Mapping[str, Tensor],
+        parts: Iterable[Part],
+        *,
+        rates: Mapping[str, float],
+        momentum: float,
+    ) -> None:
+        """`rates` are the peak rates of the parameters that `parts` name."""
+        self._masters, self._rates, self._momentum = masters, rates, momentum
+        self._groups: dict[tuple[int, int], list[Part]] = {}
+        for part in parts:
+            rows, columns = masters[part.name][part.rows].shape
+            self._groups.setdefault((rows, columns), []).append(part)
+        self.momenta = {
+            shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()
+        }
+
+    def step(self, grads: Mapping[str, Tensor], factor: float, *, shrink: float) -> None:
+        """One step at `factor` of the rates; how long a gradient is does not matter (`shrink`)."""
+        for (rows, columns), group in self._groups.items():
+            grad = torch.stack([grads[part.name][part.rows] for part in group]).float()
+            momentum = self.momenta[rows, columns].lerp_(grad, 1 - self._momentum)
+            update = orthogonalise(grad.lerp_(momentum, self._momentum))
+            size = factor * max(1.0, rows / columns) ** 0.5
+            for part, change in zip(group, update, strict=True):
+                matrix = self._masters[part.name][part.rows]
+                matrix.add_(change.float(), alpha=-size * self._rates[part.name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Momenta by the shape of their matrices."""
+        return {f"momentum.{r}x{c}": tensor for (r, c), tensor in self.momenta.items()}
+
+    def load_state(self, named: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+        for name, tensor in self.state().items():
+            tensor.copy_(named[name])

@@ -1,0 +1,90 @@
+"""What a recipe may say of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from lmloop.learning import FinetuneConfig, PretrainConfig, TrainConfig
+from lmloop.sections import Section
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"budget": "5 minutes"},
+        {"steps": 0},
+        {"steps": 1.5},
+        {"steps": 5, "learning_rate": float("nan")},
+        {"steps": 5, "precision": "float16"},
+        {"steps": 5, "optimizer": "adam"},
+        {"steps": 5, "schedule": "step"},
+        {"steps": 5, "final_share": 1.5},
+        {"steps": 5, "label_smoothing": 1.0},
+        {"steps": 5, "ema": 1.0},
+        {"steps": 5, "patience": 0},
+        {"steps": 5, "layer_decay": 0.0},
+        {"steps": 5, "spike": 1.0},
+        {"steps": 5, "on_unsound": "ignore"},
+    ],
+)
+def test_a_value_of_the_wrong_type_or_size_is_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        PretrainConfig.model_validate(data)
+
+
+def test_schedule_free_steps_keep_a_constant_rate_and_an_average_of_their_own() -> None:
+    assert TrainConfig(steps=1).curve == "wsd"
+    assert TrainConfig(steps=1, optimizer="schedule-free").curve == "constant"
+    with pytest.raises(ValidationError, match="keeps its own average: leave ema out"):
+        TrainConfig(steps=1, optimizer="schedule-free", ema=0.9)
+    with pytest.raises(ValidationError, match="needs no schedule: leave schedule out"):
+        TrainConfig(steps=1, optimizer="schedule-free", schedule="cosine")
+
+
+@pytest.mark.parametrize("rows", [(32, 24), (32, 64)])
+def test_rows_at_once_are_whole_rows_and_divide_the_batch(rows: tuple[int, int]) -> None:
+    batch, at_once = rows
+    with pytest.raises(ValidationError, match="micro_batch_tokens"):
+        TrainConfig(steps=1, batch_tokens=batch, row_tokens=8, micro_batch_tokens=at_once)
+
+
+@pytest.mark.parametrize("section", [PretrainConfig, FinetuneConfig])
+def test_training_needs_exactly_one_of_steps_budget_and_replay(section: type[Section]) -> None:
+    given = {"steps": 5, "budget": "5m", "replay": "journal.jsonl"}
+    for key, value in given.items():
+        made = section.model_validate({key: value}).model_dump()
+        assert {name: made[name] for name in given} == {name: None for name in given} | {key: value}
+    for data in ({}, {"steps": 5, "budget": "5m"}, {"steps": 5, "replay": "a"}, given):
+        with pytest.raises(ValidationError, match="give exactly one of budget"):
+            section.model_validate(data)
+
+
+def test_a_recipe_that_says_nothing_of_an_objective_is_plainly_causal() -> None:
+    config = PretrainConfig(steps=1)
+    assert (config.objective, config.special_tokens) == ("causal", ())
+    assert config.is_scored_in_bytes
+
+
+@pytest.mark.parametrize("objective", ["masked", "permutation", "span-corruption"])
+def test_what_makes_no_model_of_next_tokens_is_not_scored_in_bytes(objective: str) -> None:
+    data = {"steps": 1, "objective": objective}
+    assert not PretrainConfig.model_validate(data).is_scored_in_bytes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": "guess"},
+        {"mask_rate": 0.0},
+        {"mask_rate": 1.0},
+        {"causal_share": 1.1},
+        {"middle_share": -0.1},
+        {"span_length": 0.9},
+    ],
+)
+def test_an_objective_and_its_shares_are_checked(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        PretrainConfig.model_validate({"steps": 1, **change})

@@ -1,0 +1,42 @@
+"""SIGTERM while a run goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from lmloop.training.stopping import watch_for_sigterm
+
+
+def test_the_first_sigterm_is_noted_and_the_next_would_end_the_process() -> None:
+    with watch_for_sigterm() as asked:
+        assert not asked.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.wait(5)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_whoever_has_a_handler_keeps_it() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with watch_for_sigterm() as asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert (heard, asked.is_set()) == ([signal.SIGTERM], False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_in_another_thread_nothing_is_touched() -> None:
+    found: list[object] = []
+
+    def look() -> None:
+        with watch_for_sigterm():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join(5)
+    assert found == [signal.SIG_DFL]
