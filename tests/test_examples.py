@@ -239,3 +239,26 @@ def test_08_every_mixer_learns_and_vectors_help(home: Path) -> None:
     *_, cnn_rnn, with_vectors = losses
     assert with_vectors < cnn_rnn
     assert re.search(r"^the class( \S+){25}$", told, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_09_digits_are_named_and_asked_about(home: Path) -> None:
+    told = play(9, home)
+    (captions,) = numbers_after("captions right", told)
+    (answers,) = numbers_after("answers right", told)
+    assert captions > 90
+    assert answers > 90
+    assert re.search(r"^a \w+; is it larger than \w+\? (yes|no)$", told, re.MULTILINE)
+
+
+def test_a_shifted_picture_is_the_same_somewhere_else(load_program: LoadProgram) -> None:
+    import torch
+
+    picture = torch.full((6, 1, 28, 28), -1.0)
+    picture[:, 0, 10, 12] = 1.0
+    torch.manual_seed(0)
+    moved = load_program(9).shift(picture)
+    places = moved.flatten(1).argmax(1)
+    assert len({*places.tolist()}) > 1
+    assert all(abs(place // 28 - 10) <= 2 and abs(place % 28 - 12) <= 2 for place in places)
+    assert torch.equal((moved == 1).sum((1, 2, 3)), torch.ones(6, dtype=torch.int64))

@@ -47,7 +47,9 @@ def test_a_graph_is_a_file_or_lies_in_a_folder(
     model_folder: Path, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lmloop.inference.export.write_onnx", lambda _, path: path.touch())
-    monkeypatch.setattr("lmloop.inference.export.run_onnx", lambda _, tokens: loaded(tokens))
+    monkeypatch.setattr(
+        "lmloop.inference.export.run_onnx", lambda _, tokens, source: loaded(tokens)
+    )
     export_onnx(model_folder, tmp_path / "sea.onnx", name="sea")
     export_onnx(model_folder, tmp_path / "out", name="sea")
     assert (tmp_path / "sea.onnx").is_file()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import struct
 from pathlib import Path
+from zlib import compress, crc32
 
 import pytest
 import torch
 
-from lmloop.errors import ArtifactError, TokenizerError, UsageError
+from lmloop.errors import ArtifactError, CorpusError, TokenizerError, UsageError
 from lmloop.inference.load import load
+from lmloop.model.config import Picture
 from lmloop.model.hardware import fast_dtype
 from lmloop.records import Turn
 from lmloop.store.artifact import Artifact, ArtifactStore
@@ -121,6 +125,68 @@ def test_a_gguf_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_model_that_does_not_hear_says_so(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not hear: name a Whisper"):
         load(model_folder).transcribe(tmp_path / "speech.wav")
+
+
+@pytest.fixture
+def seeing_folder(model_folder: Path, tmp_path: Path) -> Path:
+    """A random model that sees 6 pixels of gray on each side."""
+    sizes = {"vocab_size": 340, "family": "lmloop"}
+    picture = Picture(size=6, patch=2, channels=1)
+    encoder = tiny_shape(**sizes, causal=False, head="none", picture=picture)
+    shape = tiny_shape(**sizes, encoder=encoder, tie_embeddings=False, positions="learned")
+    shutil.copytree(model_folder, tmp_path / "seeing")
+    save_model(random_model(shape), tmp_path / "seeing", stop_id=1, document_id=0)
+    return tmp_path / "seeing"
+
+
+def write_png(path: Path, gray: list[list[int]]) -> Path:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", len(gray[0]), len(gray), 8, 0, 0, 0, 0)
+    lines = compress(b"".join(b"\0" + bytes(line) for line in gray))
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    return path
+
+
+def test_a_picture_is_put_into_words(seeing_folder: Path, tmp_path: Path) -> None:
+    gray = [[40 * row + column for column in range(6)] for row in range(6)]
+    path = write_png(tmp_path / "picture.png", gray)
+    rules = {"image_mean": [0.2], "image_std": [0.4], "size": {"height": 6, "width": 6}}
+    (seeing_folder / "preprocessor_config.json").write_text(json.dumps(rules))
+    model = load(seeing_folder, dtype=torch.float32)
+    tokenizer = model.require_tokenizer()
+    picture = ((torch.tensor(gray) / 255 - 0.2) / 0.4)[None, None]
+    for prompt in ("", "where is the sea?"):
+        ids = [0, *tokenizer.encode(prompt)]
+        for _ in range(5):
+            with torch.no_grad():
+                source = model.transformer.read(picture)
+                logits = model.transformer(torch.tensor([ids]), source=source)[0, -1]
+            ids.append(int(logits.argmax()))
+        said = ids[-5:]
+        stop = tokenizer.stop_ids[0]
+        expected = tokenizer.decode(said[: [*said, stop].index(stop)]).strip()
+        assert model.caption(path, prompt=prompt, max_tokens=5) == expected
+
+
+def test_what_cannot_be_captioned_says_why(
+    seeing_folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    path = write_png(tmp_path / "picture.png", [[0, 1], [2, 3]])
+    with pytest.raises(ArtifactError, match="does not see: name a pair"):
+        load(model_folder).caption(path)
+    model = load(seeing_folder)
+    with pytest.raises(CorpusError, match=r"none\.png is no file"):
+        model.caption(tmp_path / "none.png")
+    with pytest.raises(UsageError, match="fewer than 64 leave room"):
+        model.caption(path, prompt="sea " * 100)
+    with pytest.raises(ArtifactError, match="writes no answer to a text"):
+        model.answer(["sea"])
+    (seeing_folder / "preprocessor_config.json").write_text('{"resample": 3}')
+    with pytest.raises(ArtifactError, match=r"preprocessor_config\.json .* resample is 3"):
+        load(seeing_folder).caption(path)
 
 
 def test_an_encoder_decoder_answers_texts(model_folder: Path, tmp_path: Path) -> None:

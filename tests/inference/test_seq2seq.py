@@ -54,6 +54,31 @@ def chances(model: Transformer, source: Tensor, said: list[int]) -> Tensor:
     return model(tokens, source=model.read(source[None]))[0].log_softmax(-1)
 
 
+def test_answers_go_on_from_prompts_of_different_lengths() -> None:
+    model, sources = make_model(vocab_size=12), make_sources(6, 3, 9)
+    prompts = [[5, 6, 7], [], [8]]
+    for beams in (1, 3):
+        settings = {"start_id": START, "stop_id": STOP, "max_tokens": 7, "beams": beams}
+        together = generate(model, sources, prompts=prompts, **settings)
+        for source, prompt, answer in zip(sources, prompts, together, strict=True):
+            assert generate(model, [source], prompts=[prompt], **settings) == [answer]
+    answer = generate(model, sources[:1], prompts=prompts[:1], **{**settings, "beams": 1})[0]
+    likeliest = chances(model, sources[0], [5, 6, 7, *answer]).argmax(-1)[3:].tolist()
+    assert [*answer, STOP][:7] == likeliest[:7]
+
+
+def test_a_prompt_has_a_source_and_leaves_room() -> None:
+    encoder = tiny_shape(causal=False, head="none")
+    model = random_model(tiny_shape(encoder=encoder, positions="learned", context_length=4)).eval()
+    settings = {"start_id": START, "stop_id": -1, "max_tokens": 9}
+    (answer,) = generate(model, make_sources(3), prompts=[[5, 6]], **settings)
+    assert len(answer) == 2
+    with pytest.raises(ValueError, match="4 tokens leaves no room"):
+        generate(model, make_sources(3), prompts=[[5, 6, 7, 8]], **settings)
+    with pytest.raises(ValueError, match="1 prompts for 2 sources"):
+        generate(model, make_sources(3, 4), prompts=[[5]], **settings)
+
+
 def test_the_likeliest_token_is_taken_each_time_until_the_stop() -> None:
     model, sources = make_model(vocab_size=12), make_sources(6, 3, 9, 1)
     endless = ask(model, sources, max_tokens=12, stop_id=-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmloop.model.cache import Chunk, SlotCache
-from lmloop.model.config import Experts, ModelConfig
+from lmloop.model.config import Experts, ModelConfig, Picture
 from lmloop.model.rows import Source
 from lmloop.model.transformer import Transformer
 
@@ -101,6 +101,17 @@ def pair(kind: str, **changes: Any) -> ModelConfig:
     mixers = DECODERS[kind].get("mixers", ())[:1]
     read = encoder(kind, head="none", num_layers=1, mixers=mixers, context_length=128)
     return decoder(kind, encoder=read, **changes)
+
+
+def seeing(**changes: Any) -> ModelConfig:
+    """An encoder of pictures, as ViT."""
+    given = {"head": "none", "picture": Picture(size=6, patch=2, channels=2), **changes}
+    return encoder("gpt2", context_length=10, **given)
+
+
+def draw_pictures(count: int, *, seed: int = 0) -> Tensor:
+    """Such as `seeing` reads."""
+    return torch.randn(count, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
 
 
 def draw_model(config: ModelConfig) -> Transformer:

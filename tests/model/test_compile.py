@@ -9,7 +9,16 @@ import torch
 
 from lmloop.model.transformer import Transformer
 
-from .kinds import decoder, draw_model, draw_tokens, encoder, pair, require_close
+from .kinds import (
+    decoder,
+    draw_model,
+    draw_pictures,
+    draw_tokens,
+    encoder,
+    pair,
+    require_close,
+    seeing,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -45,6 +54,13 @@ def test_compiled_encoders_and_pairs_equal_eager_ones(kind: str) -> None:
     model = draw_model(pair(kind))
     source = model.read(tokens)
     require_close(torch.compile(model)(tokens, source=source), model(tokens, source=source))
+
+
+@torch.no_grad()
+def test_a_compiled_encoder_of_pictures_equals_the_eager_one() -> None:
+    torch.compiler.reset()
+    model, pictures = draw_model(seeing()), draw_pictures(2)
+    require_close(torch.compile(model.states)(pictures), model.states(pictures))
 
 
 def gradients(model: Transformer, run: torch.nn.Module) -> dict[str, torch.Tensor]:

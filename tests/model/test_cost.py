@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmloop.model.cache import Chunk, SlotCache
-from lmloop.model.config import ModelConfig
+from lmloop.model.config import ModelConfig, Picture
 from lmloop.model.cost import (
     activations_per_token,
     cache_bytes_per_sequence,
@@ -19,13 +20,14 @@ from lmloop.model.cost import (
     count_parameters,
     decode_flops,
     prefill_flops,
+    source_flops,
     training_bytes,
     training_flops_per_token,
 )
 from lmloop.model.transformer import Transformer
 
 from ..conftest import random_model, tiny_shape
-from .kinds import DECODERS, decoder, encoder, pair
+from .kinds import DECODERS, decoder, draw_pictures, encoder, pair, seeing
 
 REFERENCE = ModelConfig(
     vocab_size=8192,
@@ -56,6 +58,8 @@ def test_what_heads_inputs_and_stems_have_is_counted() -> None:
     for config in (
         encoder("gpt2", head="transformed", token_types=2, embedding_norm=True),
         decoder("gpt2", encoder=read),
+        decoder("gpt2", encoder=seeing(hidden_size=32)),
+        seeing(picture=Picture(size=6, patch=2, leading=0)),
         encoder("gpt2", head="none"),
     ):
         model = Transformer(config)
@@ -97,6 +101,20 @@ def test_the_arithmetic_of_pairs_is_what_pytorch_counts(kind: str) -> None:
     counted = count_flops(lambda: model(tokens, source=model.read(source)).sum().backward())
     told = training_flops_per_token(config, row_tokens=length, source_tokens=source_tokens)
     assert told == pytest.approx(counted / length, rel=0.02)
+
+
+def test_the_arithmetic_of_seeing_is_what_pytorch_counts() -> None:
+    config, length = decoder("gpt2", encoder=seeing()), 64
+    model, pictures = random_model(config), draw_pictures(1)
+    tokens = torch.zeros(1, length, dtype=torch.int64)
+    counted = count_flops(lambda: model(tokens, source=model.read(pictures)))
+    told = training_flops_per_token(config, row_tokens=length, source_tokens=10) / 3
+    assert told == pytest.approx(counted / length, rel=0.02)
+    # Of the picture alone, where it weighs: 9 patches of 8 numbers each, one vector in front.
+    counted = count_flops(lambda: model.encoder.embedding(pictures))
+    blind = replace(config, encoder=encoder("gpt2", head="none", context_length=10))
+    told = source_flops(config, source_tokens=10) - source_flops(blind, source_tokens=10)
+    assert told == pytest.approx(counted) == 2 * 9 * 8 * 24
 
 
 @pytest.mark.parametrize("kind", sorted({*COUNTED} - {"convolution"}))

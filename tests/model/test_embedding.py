@@ -1,11 +1,14 @@
-"""What is added to the vectors of tokens, and how sound becomes vectors."""
+"""What is added to the vectors of tokens, and how sound and pictures become vectors."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from lmloop.model.embedding import AudioStem, HeadTransform, InputLayer
+from lmloop.model.config import Picture
+from lmloop.model.embedding import AudioStem, HeadTransform, InputLayer, PatchStem, make_embedding
+from lmloop.model.init import initialise
 
 from ..conftest import tiny_shape
 
@@ -43,6 +46,32 @@ def test_a_stem_makes_half_as_many_vectors_as_frames() -> None:
     changed[:, :, [0, 1, 7, 8, 9]] = 5.0
     torch.testing.assert_close(stem(changed)[:, 2], vectors[:, 2])
     assert not torch.allclose(stem(changed)[:, 0], vectors[:, 0])
+
+
+@pytest.mark.parametrize("leading", [0, 1, 2])
+@torch.no_grad()
+def test_each_patch_is_mapped_by_itself_row_by_row(leading: int) -> None:
+    picture = Picture(size=6, patch=2, channels=3, leading=leading)
+    config = tiny_shape(hidden_size=4, head="none", picture=picture)
+    stem = make_embedding(config)
+    assert isinstance(stem, PatchStem)
+    initialise(stem, seed=0)
+    pictures = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    vectors = stem(pictures)
+    assert vectors.shape == (2, leading + 9, 4)
+    for row in range(3):
+        for column in range(3):
+            patch = pictures[1, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            expected = stem.weight.flatten(1) @ patch.flatten() + stem.projection.bias
+            torch.testing.assert_close(vectors[1, leading + 3 * row + column], expected)
+    if stem.leading is not None:
+        assert torch.equal(vectors[0, :leading], stem.leading)
+
+
+def test_a_picture_of_another_size_is_refused() -> None:
+    config = tiny_shape(head="none", picture=Picture(size=6, patch=2, channels=1))
+    with pytest.raises(ValueError, match=r"\[1, 6, 8\]: \[1, 6, 6\] is seen"):
+        make_embedding(config)(torch.zeros(2, 1, 6, 8))
 
 
 def test_a_transform_is_a_layer_with_its_norm() -> None:

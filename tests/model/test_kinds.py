@@ -16,10 +16,12 @@ from .kinds import (
     decode,
     decoder,
     draw_model,
+    draw_pictures,
     draw_tokens,
     encoder,
     pair,
     require_close,
+    seeing,
 )
 
 
@@ -122,6 +124,20 @@ def test_an_encoder_sees_both_ways(kind: str) -> None:
     assert grad is not None
     assert grad[1].abs().sum() > 0
     assert grad[3].abs().sum() > 0
+
+
+def test_a_picture_is_decoded_with_a_cache_and_gives_every_parameter_a_gradient() -> None:
+    model = draw_model(decoder("gpt2", encoder=seeing()))
+    texts, pictures = list(draw_tokens(2, LENGTH)), draw_pictures(2)
+    source = model.read(pictures)
+    states = model.states(torch.stack(texts), source=source)
+    with torch.no_grad():
+        each = [model.read(picture[None]) for picture in pictures]
+    got = decode(model, texts, cuts=[5, 1, 1, 4], sources=[*each])
+    for found, expected in zip(got, states, strict=True):
+        require_close(found, expected.detach())
+    model.project(states.flatten(0, 1)).logsumexp(-1).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("kind", DECODERS)

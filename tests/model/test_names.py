@@ -7,11 +7,12 @@ import pytest
 from lmloop.model.names import fused_rows, stack_of, tied_names
 from lmloop.model.transformer import Transformer
 
-from .kinds import decoder, encoder, pair
+from .kinds import decoder, encoder, pair, seeing
 
 
 def test_tied_tensors_are_those_that_share_their_storage() -> None:
-    for config in (decoder("qwen3"), decoder("qwen3", tie_embeddings=False), pair("gpt2")):
+    plain = decoder("qwen3"), decoder("qwen3", tie_embeddings=False)
+    for config in (*plain, pair("gpt2"), decoder("gpt2", encoder=seeing())):
         state = Transformer(config).state_dict()
         for name, other in tied_names(config).items():
             assert state[name].data_ptr() == state[other].data_ptr()

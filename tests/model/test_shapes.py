@@ -32,7 +32,17 @@ import lmloop.model
 import lmloop.weights
 from lmloop.model.norms import RMSNorm
 
-from .kinds import DECODERS, decode, decoder, draw_model, draw_tokens, encoder, pair
+from .kinds import (
+    DECODERS,
+    decode,
+    decoder,
+    draw_model,
+    draw_pictures,
+    draw_tokens,
+    encoder,
+    pair,
+    seeing,
+)
 
 SHAPES = {each.__name__: each for each in (Bool, Float, Float32, Int, Int8, Int32, Shaped, UInt8)}
 
@@ -84,6 +94,12 @@ def test_every_kind_keeps_the_shapes_of_its_signatures(kind: str, checked: list[
     draw_model(encoder(kind))(text, lengths=torch.tensor([11, 4]))
     model = draw_model(pair(kind))
     model(text, source=model.read(text[:, :7], lengths=torch.tensor([3, 7])))
+
+
+def test_pictures_keep_the_shapes_of_the_signatures(checked: list[str]) -> None:
+    model = draw_model(decoder("gpt2", encoder=seeing()))
+    model(draw_tokens(2, 5), source=model.read(draw_pictures(2))).sum().backward()
+    assert draw_model(seeing()).states(draw_pictures(3)).shape == (3, 10, 24)
 
 
 def test_a_wrong_shape_is_found(checked: list[str]) -> None:

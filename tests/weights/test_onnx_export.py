@@ -21,7 +21,7 @@ from lmloop.weights import onnx_export
 from lmloop.weights.onnx_export import write_onnx
 
 from ..conftest import random_model, tiny_shape
-from ..model.kinds import DECODERS, decoder, encoder, pair
+from ..model.kinds import DECODERS, decoder, draw_pictures, encoder, pair, seeing
 
 QUICK = ("cosine, bare", "convolution, then recurrent")
 PAIRS = ("qwen3", "gpt2", "relative, local", "gru", "convolution", "experts")
@@ -94,6 +94,21 @@ def test_the_states_or_the_masked_head_of_an_encoder_are_the_same(
 @pytest.mark.parametrize("kind", PAIRS)
 def test_an_encoder_decoder_is_the_same(kind: str, tmp_path: Path) -> None:
     check(pair(kind), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 3])
+@torch.no_grad()
+def test_a_model_that_sees_is_the_same(rows: int, tmp_path: Path) -> None:
+    model = random_model(decoder("gpt2", encoder=seeing())).eval()
+    write_onnx(model, tmp_path / "model.onnx")
+    pictures, tokens = draw_pictures(rows), torch.full((rows, 4), 7)
+    given = open_graph(tmp_path / "model.onnx")(tokens=tokens, source=pictures)
+    expected = model(tokens, source=model.read(pictures))
+    torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-4)
+    write_onnx(model.encoder, tmp_path / "eye.onnx")
+    given = open_graph(tmp_path / "eye.onnx")(pictures=pictures)
+    torch.testing.assert_close(given, model.encoder.states(pictures), atol=1e-4, rtol=1e-4)
 
 
 def test_weights_leave_in_fp32_and_the_model_stays_as_it_is(tmp_path: Path) -> None:

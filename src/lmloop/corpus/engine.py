@@ -4,8 +4,8 @@ Takes: records as read. Gives: a verdict for each (the split it goes to, or what
 samples per verdict, and the splits as Parquet. Equal sets of records give equal bytes, whatever
 their order. In memory stand the keys (hash, file, size, signature) and, while it is sorted, one
 split; the rest rests on disk.
-The only file that imports Daft. No expression here holds a Python literal: making one imports
-torch, which takes seconds.
+Daft is imported here and in pictures.py alone. No expression here holds a Python literal: making
+one imports torch, which takes seconds.
 """
 
 from __future__ import annotations

@@ -122,22 +122,24 @@ def export_onnx(source: Path, target: Path, *, name: str, max_loss: float = MAX_
             made /= f"{name}.onnx"
         write_onnx(model, made)
         tokens = choose_tokens(loaded.config, loaded.tokenizer)
-        copy = run_onnx(made, tokens)[0]
-        difference = compare(
-            _answer(loaded, tokens), copy, tokens, are_logits=model.head is not None
-        )
+        encoder = loaded.config.encoder
+        given = tokens
+        if encoder is not None and not encoder.reads_tokens:
+            given = choose_tokens(encoder, None)
+        copy, original = run_onnx(made, tokens, given)[0], _answer(loaded, tokens, given)
+        difference = compare(original, copy, tokens, are_logits=model.head is not None)
         difference.require(max_loss=max_loss)
     return difference
 
 
 @torch.inference_mode()
-def _answer(loaded: LoadedModel, tokens: Tensor) -> Tensor:
-    """Logits, or states where there are none, of one row [1, T]; it is its own source."""
+def _answer(loaded: LoadedModel, tokens: Tensor, source: Tensor) -> Tensor:
+    """Logits, or states where there are none, of one row; only an encoder reads the source."""
     model = loaded.transformer
-    source = None if model.encoder is None else model.read(tokens)
+    read = None if model.encoder is None else model.read(source)
     if model.head is None:
-        return model.states(tokens, source=source)[0]
-    answer: Tensor = model(tokens, source=source)[0]
+        return model.states(tokens, source=read)[0]
+    answer: Tensor = model(tokens, source=read)[0]
     return answer
 
 

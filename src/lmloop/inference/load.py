@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lmloop.corpus.audio import read_wav
+from lmloop.corpus.pictures import prepare_picture, read_picture, read_picture_rules
 from lmloop.errors import ArtifactError, TokenizerError, UsageError
 from lmloop.inference.embedding import Embedding, embed, read_embedding
 from lmloop.inference.seq2seq import generate
@@ -32,6 +33,7 @@ from lmloop.weights.gguf_decoder import read_decoder
 from lmloop.weights.stored import read_json
 
 CTRANSLATE2 = "model.bin"
+PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class LoadedModel:
     """How texts become vectors, where the folder says it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the folder says of generation: which ids are never said, where answers begin."""
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)
+    """What the folder says of how files become what the model sees or hears."""
 
     @property
     def config(self) -> ModelConfig:
@@ -75,6 +79,42 @@ class LoadedModel:
         tokenizer = self.require_tokenizer()
         rules = read_rules(self.settings, tokenizer, language=language)
         return transcribe_speech(self.transformer, read_wav(path), tokenizer=tokenizer, rules=rules)
+
+    def caption(
+        self, path: str | Path, *, prompt: str = "", max_tokens: int = 64, beams: int = 1
+    ) -> str:
+        """What the model says of a picture in a file; with a `prompt`, how it goes on from that.
+
+        Raises `ArtifactError` for a model that does not see, `CorpusError` for a bad file,
+        `UsageError` for a prompt that fills the model's length.
+        """
+        picture = None if self.config.encoder is None else self.config.encoder.picture
+        if picture is None:
+            raise ArtifactError("this model does not see: name a pair of a ViT and a decoder")
+        tokenizer = self.require_tokenizer()
+        asked = tokenizer.encode(prompt)
+        if len(asked) >= self.config.context_length:
+            raise UsageError(
+                f"the prompt has {len(asked)} tokens: fewer than {self.config.context_length} "
+                "leave room for an answer"
+            )
+        try:
+            rules = read_picture_rules(
+                self.preprocessor, size=picture.size, channels=picture.channels
+            )
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"{PREPROCESSOR} cannot be followed: {error}") from error
+        pixels = prepare_picture(read_picture(path, channels=picture.channels), rules)
+        (said,) = generate(
+            self.transformer,
+            [torch.from_numpy(pixels)],
+            start_id=self.settings.get("decoder_start_token_id", tokenizer.document_id),
+            stop_id=tokenizer.stop_ids[0],
+            max_tokens=max_tokens,
+            beams=beams,
+            prompts=[asked],
+        )
+        return tokenizer.decode(said).strip()
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -108,7 +148,7 @@ class LoadedModel:
         text as a source, `UsageError` for an empty text.
         """
         encoder = self.config.encoder
-        if encoder is None or encoder.audio_bins is not None:
+        if encoder is None or not encoder.reads_tokens:
             raise ArtifactError("this model writes no answer to a text: it is no encoder-decoder")
         tokenizer = self.require_tokenizer()
         sources = tokenizer.encode_inputs(texts, max_length=encoder.context_length)
@@ -161,6 +201,7 @@ def load(
         fingerprint=fingerprint,
         embedding=read_embedding(path),
         settings=_read_json(path / CONFIG) | _read_json(path / "generation_config.json"),
+        preprocessor=_read_json(path / PREPROCESSOR),
     )
 
 

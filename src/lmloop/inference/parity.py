@@ -60,10 +60,14 @@ class Difference:
 
 
 def choose_tokens(config: ModelConfig, tokenizer: Tokenizer | None) -> Tensor:
-    """Ids int64 [1, T] of the sample; of a model without tokenizer any ids."""
+    """Ids int64 [1, T] of the sample, without a tokenizer any; any picture [1, C, H, W] of one
+    that sees."""
     longest = min(LONGEST, config.context_length)
+    generator = torch.Generator().manual_seed(0)
+    if config.picture is not None:
+        side = config.picture.size
+        return torch.rand(1, config.picture.channels, side, side, generator=generator)
     if tokenizer is None:
-        generator = torch.Generator().manual_seed(0)
         return torch.randint(0, config.vocab_size, (1, longest), generator=generator)
     return torch.tensor([list(tokenizer.encode_document(SAMPLE))[:longest]])
 

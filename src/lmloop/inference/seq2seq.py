@@ -32,12 +32,16 @@ def generate(
     max_tokens: int,
     beams: int = 1,
     length_penalty: float = 1.0,
+    prompts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
-    """The answer to each source, ids [S] or a spectrogram [F, S], without start and stop.
+    """The answer to each source, ids [S], a spectrogram [F, S] or a picture [C, H, W].
 
+    `prompts`, one a source, are what answers go on from, after `start_id`; neither these nor the
+    stop are given back.
     With several beams the score of an answer is its log-probability / its length to the power of
     `length_penalty`, the stop counted; the search ends as that of transformers does. Raises
-    `ValueError` for a model without an encoder and for numbers below one.
+    `ValueError` for a model without an encoder, numbers below one, as many prompts as there are no
+    sources, and a prompt that leaves no room for an answer.
     """
     if beams < 1 or max_tokens < 1:
         raise ValueError(f"{beams} beams and {max_tokens} tokens: both are at least one")
@@ -45,28 +49,41 @@ def generate(
         return []
     if not all(each.shape[-1] for each in sources):
         raise ValueError("a source is empty: each has at least one token")
+    begun = [[start_id, *prompt] for prompt in prompts or [()] * len(sources)]
+    if len(begun) != len(sources):
+        raise ValueError(f"{len(begun)} prompts for {len(sources)} sources: one each is needed")
+    longest = max(map(len, begun)) - 1
     if model.config.positions == "learned":
-        max_tokens = min(max_tokens, model.config.context_length)
+        max_tokens = min(max_tokens, model.config.context_length - longest)
+        if max_tokens < 1:
+            raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer")
     states = _read(model, sources)
     cache = SlotCache(
         model.config,
         slots=len(sources) * beams,
-        length=max_tokens,
+        length=longest + max_tokens,
         dtype=states[0].dtype,
         source_length=max(map(len, states)),
     )
     rules = _Rules(stop_id, max_tokens, beams, length_penalty)
-    searches = [_Search(rules, [*range(i * beams, (i + 1) * beams)]) for i in range(len(states))]
-    begun = {search.slots[0]: each for search, each in zip(searches, states, strict=True)}
-    for position in range(max_tokens):
+    searches = [
+        _Search(rules, [*range(i * beams, (i + 1) * beams)], prompt)
+        for i, prompt in enumerate(begun)
+    ]
+    read = {search.slots[0]: each for search, each in zip(searches, states, strict=True)}
+    for step in range(max_tokens):
         live = [search for search in searches if not search.done]
         if not live:
             break
-        running = [each for one in live for each in zip(one.slots, one.ids, strict=False)]
-        chunks = [Chunk(slot, position, 1) for slot, _ in running]
-        view = cache.view(chunks, sources=None if position else begun)
-        last = torch.tensor([ids[-1] if ids else start_id for _, ids in running])
-        logits = model.project(model.encode(last, view.positions, view))
+        chunks, new = [], []
+        for one in live:
+            for slot, said in one.unread():
+                chunks.append(Chunk(slot, len(one.prompt) + step - len(said), len(said)))
+                new += said
+        view = cache.view(chunks, sources=None if step else read)
+        hidden = model.encode(torch.tensor(new), view.positions, view)
+        last = torch.tensor([chunk.count for chunk in chunks]).cumsum(0) - 1
+        logits = model.project(hidden[last])
         chances = torch.split(logits.float().log_softmax(-1), [len(one.ids) for one in live])
         for search, part in zip(live, chances, strict=True):
             for slot, into in search.extend(part):
@@ -76,7 +93,7 @@ def generate(
 
 def _read(model: Transformer, sources: Sequence[Tensor]) -> list[Float[Tensor, "S E"]]:
     """The encoder's states of each source."""
-    if sources[0].dim() == 2:
+    if sources[0].dim() > 1:  # of one size, unlike texts
         lengths, rows = None, torch.stack(list(sources)).to(next(model.parameters()).dtype)
     else:
         lengths = torch.tensor([len(each) for each in sources])
@@ -102,6 +119,8 @@ class _Search:
     rules: _Rules
     slots: list[int]
     """As many as there may be beams; the first are those of `ids`."""
+    prompt: list[int]
+    """What is read before all that is said."""
     ids: list[list[int]] = field(default_factory=lambda: [[]])
     """What each running beam has said, the likeliest first."""
     scores: Tensor = field(default_factory=lambda: torch.zeros(1))
@@ -109,6 +128,11 @@ class _Search:
     finished: list[tuple[float, list[int]]] = field(default_factory=list)
     """Score and ids of whole answers, the best first."""
     done: bool = False
+
+    def unread(self) -> list[tuple[int, list[int]]]:
+        """The slot of each beam, and what it has not read yet: the prompt, then its last token."""
+        pairs = zip(self.slots, self.ids, strict=False)
+        return [(slot, ids[-1:] or self.prompt) for slot, ids in pairs]
 
     def extend(self, chances: Float[Tensor, "n V"]) -> list[tuple[int, int]]:
         """Go on with the likeliest of all next tokens, whose log-probabilities are given.

@@ -36,6 +36,34 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A square of pixels, cut into square patches."""
+
+    size: int
+    """Pixels on each of its sides."""
+    patch: int
+    """Pixels on each side of a patch."""
+    channels: int = 3
+    """Numbers a pixel."""
+    leading: int = 1
+    """Learnt vectors in front of those of the patches, the first of them for the whole picture."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` where there are no pixels, or not whole patches."""
+        least = {"size": 1, "patch": 1, "channels": 1, "leading": 0}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"{name} is {getattr(self, name)}: at least {number} is needed")
+        if self.size % self.patch:
+            raise ValueError(f"{self.size} pixels make no whole patches of {self.patch}")
+
+    @property
+    def length(self) -> int:
+        """Vectors that it becomes."""
+        return (self.size // self.patch) ** 2 + self.leading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """The shape of one stack of blocks, from its embedding to its head.
 
@@ -115,6 +143,8 @@ class ModelConfig:
 
     audio_bins: int | None = None
     """Mel bins a frame that an encoder reads instead of tokens."""
+    picture: Picture | None = None
+    """What an encoder sees instead of tokens."""
     token_types: int = 0
     """Kinds of segments that have an embedding of their own, as in BERT."""
     embedding_scale: float = 1.0
@@ -153,8 +183,22 @@ class ModelConfig:
         ):
             raise ValueError("without projections the heads, all alike, make up the hidden size")
         both_ways = not self.causal and {"lstm", "gru"} & set(self.mixers)
+        if not self.reads_tokens and self.head != "none":
+            raise ValueError("what reads no tokens gives states alone: its head is 'none'")
+        if self.picture is not None and self.audio_bins is not None:
+            raise ValueError("a stack reads sound or pictures: one of audio_bins and picture")
+        if self.picture is not None and self.picture.length > self.context_length:
+            raise ValueError(
+                f"a picture becomes {self.picture.length} vectors, context_length is "
+                f"{self.context_length}: at least as many are needed"
+            )
         if self.hidden_size % 2 and (both_ways or self.positions == "sinusoidal"):
             raise ValueError(f"a hidden size of {self.hidden_size} has no two halves")
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it reads tokens, and not sound or pictures."""
+        return self.audio_bins is None and self.picture is None
 
     @property
     def qkv_rows(self) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ _GATES = {"lstm": 4, "gru": 3}
 def count_parameters(config: ModelConfig) -> int:
     """Parameters, those that are tied counted once."""
     width = config.hidden_size
-    total = 0 if config.audio_bins else config.vocab_size * width
+    total = config.vocab_size * width if config.reads_tokens else 0
     total += _count_input(config) + (_norm(config) if config.final_norm else 0)
     total += config.relative_buckets * config.num_heads * (config.positions == "relative")
     for layer in range(config.num_layers):
@@ -26,7 +26,7 @@ def count_parameters(config: ModelConfig) -> int:
         rest = config.experts.count - config.experts.active
         total += rest * config.num_layers * sum(a * b for a, b in _expert_matrices(config))
     if config.encoder is not None:
-        shared = 0 if config.encoder.audio_bins else config.vocab_size * width
+        shared = config.vocab_size * width if config.encoder.reads_tokens else 0
         total += count_parameters(config.encoder) - shared
         total += config.num_layers * _count_cross(config)
     return total + _count_head(config)
@@ -75,10 +75,7 @@ def source_flops(config: ModelConfig, *, source_tokens: int) -> float:
     if encoder is None or source_tokens == 0:
         return 0.0
     read = 2 * encoder.hidden_size * sum(config.qkv_rows[1:]) * config.num_layers
-    stem = 0
-    if encoder.audio_bins:  # the first of two convolutions reads twice as many frames
-        stem = 2 * 3 * encoder.hidden_size * (2 * encoder.audio_bins + encoder.hidden_size)
-    return source_tokens * (decode_flops(encoder, keys=source_tokens) + read + stem)
+    return source_tokens * (decode_flops(encoder, keys=source_tokens) + read + _stem_flops(encoder))
 
 
 def training_bytes(config: ModelConfig, *, batch_tokens: int, row_tokens: int) -> dict[str, int]:
@@ -174,6 +171,17 @@ def _head_flops(config: ModelConfig) -> int:
     return 2 * (transform + (0 if config.head == "none" else width * config.vocab_size))
 
 
+def _stem_flops(config: ModelConfig) -> float:
+    """Of one of the vectors that sound or a picture becomes."""
+    width, picture = config.hidden_size, config.picture
+    if config.audio_bins:  # the first of two convolutions reads twice as many frames
+        return 2 * 3 * width * (2 * config.audio_bins + width)
+    if picture is None:
+        return 0.0
+    patches = 1 - picture.leading / picture.length  # those in front are not computed
+    return 2 * picture.channels * picture.patch**2 * width * patches
+
+
 def _norm(config: ModelConfig) -> int:
     biased = config.norm == "batch" or (config.norm == "layer" and config.norm_bias)
     return config.hidden_size * (2 if biased else 1)
@@ -222,6 +230,9 @@ def _count_input(config: ModelConfig) -> int:
     width, bins = config.hidden_size, config.audio_bins
     total = config.context_length * width if config.positions == "learned" else 0
     total += config.token_types * width + (_norm(config) if config.embedding_norm else 0)
+    if config.picture is not None:
+        pixels = config.picture.channels * config.picture.patch**2
+        total += (pixels + 1 + config.picture.leading) * width
     return total + (3 * bins * width + 3 * width * width + 2 * width if bins else 0)
 
 

@@ -1,6 +1,6 @@
-"""From tokens, or from sound, to the first hidden states; and what a masked head adds at the end.
+"""From tokens, sound or pictures to the first hidden states; what a masked head adds at the end.
 
-Axes: N tokens, B recordings, F mel bins, T frames, D width.
+Axes: N tokens, B recordings or pictures, F mel bins, T frames, C channels, H, W pixels, D width.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmloop.model.config import ModelConfig
+from lmloop.model.config import ModelConfig, Picture
 from lmloop.model.feed_forward import ACTIVATIONS
 from lmloop.model.norms import make_norm
 from lmloop.model.positions import sinusoids
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-def make_embedding(config: ModelConfig) -> nn.Embedding | AudioStem:
-    """What makes vectors of tokens, or of sound."""
+def make_embedding(config: ModelConfig) -> nn.Embedding | AudioStem | PatchStem:
+    """What makes vectors of tokens, of sound or of pictures."""
     if config.audio_bins is not None:
         return AudioStem(config, config.audio_bins)
+    if config.picture is not None:
+        return PatchStem(config, config.picture)
     # Given weights: drawing random ones would import a compiler, a second of every start.
     sizes = config.vocab_size, config.hidden_size
     return nn.Embedding(*sizes, _weight=torch.zeros(sizes))
@@ -82,6 +84,36 @@ class AudioStem(nn.Module):
     def forward(self, features: Float[Tensor, "B F T"]) -> Float[Tensor, "B t D"]:
         """Half as many vectors as frames."""
         return F.gelu(self.second(F.gelu(self.first(features)))).transpose(1, 2)
+
+
+class PatchStem(nn.Module):
+    """The patches of a picture, row by row, through one linear map; learnt vectors in front.
+
+    Source: Dosovitskiy et al. 2020, An Image is Worth 16x16 Words, section 3.1.
+    """
+
+    def __init__(self, config: ModelConfig, picture: Picture) -> None:
+        super().__init__()
+        self.shape = (picture.channels, picture.size, picture.size)
+        sizes = picture.channels, config.hidden_size, picture.patch
+        self.projection = nn.Conv2d(*sizes, stride=picture.patch)
+        self.leading = None
+        if picture.leading:
+            self.leading = nn.Parameter(torch.zeros(picture.leading, config.hidden_size))
+
+    @property
+    def weight(self) -> Float[Tensor, "D C h w"]:
+        """What tells in which type and place the vectors are made, as a table's does."""
+        return self.projection.weight
+
+    def forward(self, pictures: Float[Tensor, "B C H W"]) -> Float[Tensor, "B n D"]:
+        """A vector for each that leads and for each patch; `ValueError` for another size."""
+        if pictures.shape[1:] != self.shape:
+            raise ValueError(f"pictures of {list(pictures.shape[1:])}: {list(self.shape)} is seen")
+        x: Tensor = self.projection(pictures).flatten(2).transpose(1, 2)
+        if self.leading is None:
+            return x
+        return torch.cat([self.leading.expand(len(x), -1, -1), x], dim=1)
 
 
 class HeadTransform(nn.Module):

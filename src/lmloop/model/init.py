@@ -2,7 +2,7 @@
 
 | parameter                                      | start                              |
 |------------------------------------------------|------------------------------------|
-| embedding; vectors of positions and types      | normal, standard deviation 0.02    |
+| embedding; vectors of positions, types, pictures | normal, standard deviation 0.02  |
 | output, down (into the residual)               | zero: a block begins as identity   |
 | head, where untied; relative bias              | zero                               |
 | every other matrix                             | normal, 1 / sqrt(fan in)           |
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 _ZERO = ("output.weight", "down.weight", "part.down", "head.weight", "relative.weight")
-_SMALL = ("embedding.weight", "input.positions", "input.types")
+_SMALL = ("embedding.weight", "embedding.leading", "input.positions", "input.types")
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ def tied_names(config: ModelConfig) -> dict[str, str]:
     tied = {}
     if config.tie_embeddings and config.head != "none":
         tied["head.weight"] = "embedding.weight"
-    if config.encoder is not None and config.encoder.audio_bins is None:
+    if config.encoder is not None and config.encoder.reads_tokens:
         tied["encoder.embedding.weight"] = "embedding.weight"
     return tied
 

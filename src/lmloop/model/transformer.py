@@ -3,7 +3,7 @@
 Takes: packed tokens [N] with their positions and a view that says who sees whom; or plain [B, T].
 Gives: hidden states [N, D] or logits. Training, generation and scoring use this one forward;
 decoder, encoder and encoder-decoder are this one class. Axes: N tokens, B rows, T places, D width,
-V vocabulary, F mel bins.
+V vocabulary; features are what a spectrogram [F, T] or a picture [C, H, W] has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from torch.nn import functional as F
 
 from lmloop.model.block import Block
 from lmloop.model.config import ModelConfig
-from lmloop.model.embedding import AudioStem, HeadTransform, InputLayer, make_embedding
+from lmloop.model.embedding import (
+    AudioStem,
+    HeadTransform,
+    InputLayer,
+    PatchStem,
+    make_embedding,
+)
 from lmloop.model.norms import make_norm
 from lmloop.model.positions import RelativeBias, Rotary
 from lmloop.model.rows import PackedRows, Source
@@ -30,7 +36,10 @@ class Transformer(nn.Module):
     """A stack of blocks; with `config.encoder`, another one before it whose states it looks at."""
 
     def __init__(
-        self, config: ModelConfig, *, embedding: nn.Embedding | AudioStem | None = None
+        self,
+        config: ModelConfig,
+        *,
+        embedding: nn.Embedding | AudioStem | PatchStem | None = None,
     ) -> None:
         """`embedding` is the table of tokens where another stack has it already."""
         super().__init__()
@@ -39,7 +48,7 @@ class Transformer(nn.Module):
         self.input = InputLayer(config)
         self.encoder = None
         if config.encoder is not None:
-            shared = None if config.encoder.audio_bins else self.embedding
+            shared = self.embedding if config.encoder.reads_tokens else None
             self.encoder = Transformer(config.encoder, embedding=shared)
         self.rotary = Rotary(config) if config.positions == "rotary" else None
         self.relative = RelativeBias(config) if config.positions == "relative" else None
@@ -66,13 +75,13 @@ class Transformer(nn.Module):
 
     def states(
         self,
-        tokens: Int[Tensor, "B T"] | Float[Tensor, "B F frames"],
+        tokens: Int[Tensor, "B T"] | Float[Tensor, "B *features"],
         *,
         lengths: Int[Tensor, "B"] | None = None,
         types: Int[Tensor, "B T"] | None = None,
         source: Source | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Final hidden states of rows of tokens, or of spectrograms."""
+        """Final hidden states of rows of tokens, or of spectrograms or pictures."""
         x = self.embedding(tokens)
         rows, length, _ = x.shape
         segments = None if lengths is None else _end(lengths, length)
@@ -85,11 +94,11 @@ class Transformer(nn.Module):
 
     def read(
         self,
-        source: Int[Tensor, "B T"] | Float[Tensor, "B F frames"],
+        source: Int[Tensor, "B T"] | Float[Tensor, "B *features"],
         *,
         lengths: Int[Tensor, "B"] | None = None,
     ) -> Source:
-        """What the encoder makes of rows of tokens, or of spectrograms."""
+        """What the encoder makes of rows of tokens, or of spectrograms or pictures."""
         if self.encoder is None:
             raise ValueError("this model has no encoder: it reads no source")
         states = self.encoder.states(source, lengths=lengths)

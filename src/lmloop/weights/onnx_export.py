@@ -2,7 +2,8 @@
 
 Takes: a model. Gives: one file: `tokens` int64 [B, T] to `logits` [B, T, V], or to `states`
 [B, T, D] where it has no head; of an encoder-decoder with `source` int64 [B, S] beside the tokens.
-B, T and S are free. The graph keeps no cache: each call reads its rows from their beginning.
+Of a stack that sees, `source`, or `pictures` where it is alone, is float [B, C, H, W]. B, T and S
+are free. The graph keeps no cache: each call reads its rows from their beginning.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lmloop.errors import ArtifactError, MissingExtraError
+from lmloop.model.config import ModelConfig
 from lmloop.model.feed_forward import MixtureOfExperts, activate
 from lmloop.model.transformer import Transformer
 
@@ -38,12 +40,14 @@ class _Rows(nn.Module):
         self.model = model
 
     def forward(
-        self, tokens: Int[Tensor, "B T"], source: Int[Tensor, "B S"] | None = None
+        self,
+        rows: Int[Tensor, "B T"] | Float[Tensor, "B C H W"],
+        source: Int[Tensor, "B S"] | Float[Tensor, "B C H W"] | None = None,
     ) -> Float[Tensor, "B T X"]:
         read = None if source is None else self.model.read(source)
         compute = self.model.states if self.model.head is None else self.model
-        rows: Tensor = compute(tokens, source=read)
-        return rows
+        computed: Tensor = compute(rows, source=read)
+        return computed
 
 
 class _AllExperts(nn.Module):
@@ -76,19 +80,18 @@ def write_onnx(model: Transformer, path: Path) -> None:
     if model.config.int8:
         raise ArtifactError("weights of 8 bits do not leave as ONNX: export what they were made of")
     if model.config.encoder is not None and model.config.encoder.audio_bins:
-        raise ArtifactError("a model that hears does not leave as ONNX: only rows of tokens do")
+        raise ArtifactError("a model that hears does not leave as ONNX: those that read or see do")
     # Of different sizes, none of them one, so that none is taken for a constant or for another.
-    inputs = {"tokens": torch.zeros(2, 5, dtype=torch.int64)}
-    axes = {"tokens": {0: "B", 1: "T"}}
+    read = {"rows": _draw_rows(model.config, length=5, axis="T")}
     if model.config.encoder is not None:
-        inputs["source"], axes["source"] = torch.zeros(2, 7, dtype=torch.int64), {0: "B", 1: "S"}
+        read["source"] = _draw_rows(model.config.encoder, length=7, axis="S")
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             _Rows(_spell_out(model)).eval(),
-            kwargs=inputs,
-            input_names=list(inputs),
+            kwargs={name: rows for name, (rows, _) in read.items()},
+            input_names=["tokens" if model.config.picture is None else "pictures", *[*read][1:]],
             output_names=["states" if model.head is None else "logits"],
-            dynamic_shapes=axes,
+            dynamic_shapes={name: axes for name, (_, axes) in read.items()},
             dynamo=True,
             verbose=False,
         )
@@ -99,18 +102,35 @@ def write_onnx(model: Transformer, path: Path) -> None:
     program.save(path, external_data=count_bytes(model) > LARGEST_FILE)
 
 
-def run_onnx(path: Path, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T X"]:
-    """What a file makes of rows, by onnxruntime; in an encoder-decoder they are the source too."""
+def run_onnx(
+    path: Path,
+    rows: Int[Tensor, "B T"] | Float[Tensor, "B C H W"],
+    source: Int[Tensor, "B S"] | Float[Tensor, "B C H W"],
+) -> Float[Tensor, "B T X"]:
+    """What a file makes of rows, by onnxruntime; only an encoder-decoder reads the source."""
     from onnxruntime import InferenceSession
 
     session = InferenceSession(path, providers=["CPUExecutionProvider"])
-    given = {each.name: tokens.numpy() for each in session.get_inputs()}
+    given = {
+        each.name: (source if each.name == "source" else rows).numpy()
+        for each in session.get_inputs()
+    }
     return torch.from_numpy(session.run(None, given)[0])
 
 
 def count_bytes(model: Transformer) -> int:
     """Of its weights in fp32."""
     return sum(4 * parameter.numel() for parameter in model.parameters())
+
+
+def _draw_rows(
+    config: ModelConfig, *, length: int, axis: str
+) -> tuple[Int[Tensor, "B T"] | Float[Tensor, "B C H W"], dict[int, str]]:
+    """Two rows of what a stack reads, and which of their axes are free."""
+    if config.picture is None:
+        return torch.zeros(2, length, dtype=torch.int64), {0: "B", 1: axis}
+    side = config.picture.size
+    return torch.zeros(2, config.picture.channels, side, side), {0: "B"}
 
 
 def _spell_out(model: Transformer) -> Transformer:
