@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lmloop.corpus.audio import read_wav
+
 from .conftest import random_model
 
 if TYPE_CHECKING:
@@ -125,6 +127,25 @@ def test_several_sequences_begin_with_the_prompt_and_differ(
     added = short.removeprefix("the sea")
     assert 0 < len(tokenizer.encode_document("the sea")) < 9
     assert texts[0].startswith("the sea" + added.rstrip("\ufffd"))
+
+
+@pytest.mark.slow
+def test_a_decoder_writes_the_codes_of_each_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    from lmloop.corpus.codebook import Codebook
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    program = importlib.import_module("code_writer")
+    book = Codebook(np.zeros((2, 4, 1), np.float32), "sound")
+    writer = program.CodeWriter(book, context_length=32, layers=1)
+    documents = [("one", np.array([[0, 1], [2, 3]])), ("two", np.array([[3, 3], [1, 0], [2, 2]]))]
+    writer.train(lambda: documents, steps=40)
+    written = writer.write(["two", "one"], max_tokens=20, temperature=0)
+    assert [each.tolist() for each in written] == [
+        [[3, 3], [1, 0], [2, 2]],
+        [[0, 1], [2, 3]],
+    ]
 
 
 @pytest.mark.slow
@@ -262,3 +283,25 @@ def test_a_shifted_picture_is_the_same_somewhere_else(load_program: LoadProgram)
     assert len({*places.tolist()}) > 1
     assert all(abs(place // 28 - 10) <= 2 and abs(place % 28 - 12) <= 2 for place in places)
     assert torch.equal((moved == 1).sum((1, 2, 3)), torch.ones(6, dtype=torch.int64))
+
+
+@pytest.mark.slow
+def test_10_drawn_digits_are_those_that_were_asked_for(home: Path) -> None:
+    told = play(10, home, "--each", "10")
+    shares = [float(share) for share in re.findall(r"^\w.*\D ([\d.]+)% of \d+$", told, re.M)]
+    real, coded, drawn = shares
+    assert real > 90
+    assert coded > 88
+    assert drawn > 80
+    assert (home / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_11_words_are_spoken_so_that_they_are_understood(home: Path) -> None:
+    told = play(11, home, "--rows", "6")
+    recordings, coded, spoken = map(float, re.findall(r" ([\d.]+)% of \d+ words wrong", told))
+    assert recordings < 25
+    assert coded < 40
+    assert spoken < 50  # nobody guesses: noise would be 100
+    assert len(list((home / "speech").glob("*.wav"))) == 6
+    assert read_wav(home / "speech" / "00.wav").size > 16_000

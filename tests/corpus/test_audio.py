@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmloop.corpus.audio import RATE, decode_samples, read_wav, resample
+from lmloop.corpus.audio import RATE, decode_samples, read_wav, resample, write_wav
 from lmloop.errors import CorpusError
 
 
@@ -117,3 +117,18 @@ def test_no_room_is_made_for_what_a_header_promises(tmp_path: Path) -> None:
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"is no file: give the path of a \.wav file"):
         read_wav(tmp_path)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "made.wav"
+    write_wav(path, np.array([0, 0.5, -1, 2], np.float32))
+    np.testing.assert_allclose(read_wav(path), [0, 0.5, -1, 1], atol=2**-14)
+    with wave.open(str(path)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2)
+
+
+@pytest.mark.parametrize("samples", [np.zeros(0), np.zeros((2, 5)), np.array([0, np.nan])])
+def test_what_is_no_sound_leaves_no_file(tmp_path: Path, samples: np.ndarray) -> None:
+    with pytest.raises(CorpusError, match="no row of finite numbers"):
+        write_wav(tmp_path / "made.wav", samples.astype(np.float32))
+    assert list(tmp_path.iterdir()) == []

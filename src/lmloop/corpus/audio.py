@@ -1,4 +1,4 @@
-"""Sound as numbers: a WAV file to samples of one channel at 16 kHz.
+"""Sound as numbers: a WAV file to samples of one channel at 16 kHz, and back.
 
 Takes: a WAV file with whole numbers of 8 to 32 bits, any number of channels, any usual rate.
 Gives: samples between -1 and 1. What is no such file, or not all of one, is a `CorpusError`.
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmloop.errors import CorpusError
+from lmloop.store.artifact import write_whole
 
 RATE = 16_000
 """Samples a second of all sound inside lmloop."""
@@ -72,3 +73,16 @@ def resample(samples: NDArray[np.float32], *, rate: int) -> NDArray[np.float32]:
     common = gcd(rate, RATE)
     made: NDArray[np.float32] = resample_poly(samples, RATE // common, rate // common)
     return made.astype(np.float32, copy=False)
+
+
+def write_wav(path: str | Path, samples: NDArray[np.float32]) -> None:
+    """Write samples [N] at `RATE` as 16 bits, whole or not at all; louder than 1 is cut off.
+
+    Raises `CorpusError` for what is no row of finite numbers.
+    """
+    if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
+        raise CorpusError(f"samples of shape {list(samples.shape)} are no row of finite numbers")
+    data = np.rint(samples.clip(-1, 1) * (2**15 - 1)).astype("<i2")
+    with write_whole(Path(path)) as stream, wave.open(stream, "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes(data.tobytes())
