@@ -21,6 +21,7 @@ from lmloop.errors import (
     CompressionError,
     DiskFullError,
     RecipeError,
+    SourceError,
 )
 from lmloop.pipeline import Made, code_version, make, walk
 from lmloop.progress import Silent
@@ -143,6 +144,14 @@ def test_a_model_that_does_not_continue_text_is_pretrained_and_no_more(
     assert house.worked == []
     house.walk(until="pretrain", **reader)
     assert house.worked == ["prepare", "tokenize", "pretrain"]
+
+
+def test_missing_word_vectors_are_told_before_any_work(house: House) -> None:
+    with pytest.raises(SourceError, match="nowhere.vec"):
+        house.walk(model__vectors="nowhere.vec")
+    assert house.worked == []
+    house.walk(until="tokenize", model__vectors="nowhere.vec")
+    assert house.worked == ["prepare", "tokenize"]
 
 
 def test_a_second_walk_makes_nothing(house: House) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lmloop.config import build_recipe
+from lmloop.errors import SourceError
 from lmloop.recipe import Recipe
 from lmloop.stages import STAGES
 from lmloop.store.artifact import artifact_key
@@ -103,6 +106,24 @@ def test_raw_files_are_known_by_their_content(walked: Walked) -> None:
     made_from = walked.made.artifacts["prepare"].made_from
     assert [dict(each) for each in made_from] == [origin]
     assert STAGES["tokenize"].sources(recipe) == []
+
+
+def test_word_vectors_are_a_raw_file_of_a_new_model_known_by_content(tmp_path: Path) -> None:
+    assert STAGES["pretrain"].sources(make_recipe()) == []
+    path = tmp_path / "sea.vec"
+    path.write_text("1 2\nsea 0.5 1\n")
+    recipe = make_recipe(model__vectors=str(path))
+    (origin,) = STAGES["pretrain"].sources(recipe)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert origin == {"kind": "raw", "source": "sea.vec", "fingerprint": sha256}
+    assert STAGES["finetune"].sources(recipe) == []
+
+
+def test_word_vectors_that_are_missing_are_told_in_one_line() -> None:
+    recipe = make_recipe(model__vectors="nowhere.vec")
+    with pytest.raises(SourceError, match=r"model\.vectors = 'nowhere\.vec' is no file") as caught:
+        STAGES["pretrain"].sources(recipe)
+    assert "\n" not in str(caught.value)
 
 
 def test_training_is_measured_in_bits_per_byte_of_the_validation_split(walked: Walked) -> None:

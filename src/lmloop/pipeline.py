@@ -20,7 +20,7 @@ from lmloop.config import database_setting
 from lmloop.errors import CompressionError, RecipeError
 from lmloop.progress import Progress
 from lmloop.recipe import Recipe
-from lmloop.stages import STAGES, Stage, Workshop
+from lmloop.stages import STAGES, Stage, Workshop, find_vectors
 from lmloop.store.artifact import Artifact, artifact_key, open_artifact
 from lmloop.store.database import database_url, open_database
 from lmloop.store.lineage import walk_back
@@ -48,9 +48,11 @@ def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -
     Text without conversations is not fine-tuned unless that is what was asked for. A compression
     that would cost too much quality is refused by its stage; with `until` None the walk says so and
     goes on with the uncompressed model. Raises `RecipeError` for a model that does not continue
-    text where more is asked for than to pre-train it.
+    text where more is asked for than to pre-train it, `SourceError` where word vectors are missing.
     """
     _require_decoder(recipe, until)
+    if until not in ("prepare", "tokenize"):
+        find_vectors(recipe)
     shop = Workshop(recipe=recipe, home=home, progress=progress)
     made: dict[str, Artifact] = {}
     with shop.store.use():

@@ -189,6 +189,7 @@ def _update(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[
         validate=stages.make_validation(shop, inputs["tokenize"].path),
         clock=time.monotonic,
         progress=shop.progress,
+        freeze_embedding=recipe.model.freeze_embedding,
     )
     changes = forgetting_report(
         load(base, verify=False),

@@ -86,8 +86,13 @@ class PrepareConfig(Section):
 class TokenizeConfig(Section):
     """Clean text to token ids."""
 
+    kind: Literal["bpe", "word", "character"] = "bpe"
+    """What an id stands for: a frequent piece of text, a word, a character. What is unknown is
+    spelt in smaller ones, down to bytes."""
+    segmenter: Literal["jieba", "characters"] = "jieba"
+    """How a run of Han characters is cut into words (kind "word")."""
     vocab_size: int = Field(default=4096, ge=300, le=1_000_000)
-    """Entries of the byte-level BPE vocabulary, special tokens included."""
+    """Entries of the vocabulary, special tokens included."""
     extra_tokens: tuple[str, ...] = Field(default=(), strict=False)
     """Special tokens behind the usual ones, such as `<|mask|>`, which some objectives need."""
 
@@ -170,6 +175,10 @@ class ModelSection(Section):
     """Share of the numbers that training forgets at random."""
     tie_embeddings: bool = True
     """Use one matrix for input embedding and output projection."""
+    vectors: str | None = None
+    """File of word vectors that the embedding begins with, `hidden_size` numbers a word."""
+    freeze_embedding: bool = False
+    """Keep the embedding as it begins; for `vectors`, with `tie_embeddings = false`."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelSection:
@@ -193,6 +202,17 @@ class ModelSection(Section):
             raise ValueError("without projections num_heads times head_dim must be hidden_size")
         if not self.projections and self.num_heads != self.num_kv_heads:
             raise ValueError("without projections num_kv_heads must be num_heads")
+        return self
+
+    @model_validator(mode="after")
+    def _check_frozen(self) -> ModelSection:
+        if self.freeze_embedding and self.vectors is None:
+            raise ValueError("freeze_embedding keeps word vectors: name their file in vectors")
+        if self.freeze_embedding and self.tie_embeddings:
+            raise ValueError(
+                "freeze_embedding would freeze the output projection, which is the same matrix: "
+                "set tie_embeddings = false"
+            )
         return self
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmloop.config import calm_threads
+from lmloop.errors import SourceError
 from lmloop.progress import Progress
 from lmloop.recipe import Recipe
-from lmloop.store.artifact import Artifact, ArtifactStore
+from lmloop.store.artifact import Artifact, ArtifactStore, hash_file
 
 if TYPE_CHECKING:
     from lmloop.training.recipes import Validate
@@ -54,6 +55,8 @@ class Stage:
     """Parts of the recipe that decide its result."""
     work: Callable[[Workshop, Inputs, Path, Path], Mapping[str, Any]]
     """Writes the artifact's files into the first folder, may keep state in the second; counts."""
+    raw: Callable[[Recipe], list[dict[str, str]]] | None = None
+    """Its inputs that are files, each with kind, source and fingerprint."""
     numeric: bool = True
     """Whether its result depends on PyTorch and the processor."""
 
@@ -63,12 +66,8 @@ class Stage:
         return {name: data[name] for name in self.sections}
 
     def sources(self, recipe: Recipe) -> list[dict[str, str]]:
-        """Raw inputs with their fingerprints; only the first stage has any."""
-        if self.needs:
-            return []
-        from lmloop.corpus.prepare import fingerprint_sources
-
-        return fingerprint_sources(recipe.prepare.sources)
+        """Raw inputs with their fingerprints: the text, and the word vectors of a new model."""
+        return [] if self.raw is None else self.raw(recipe)
 
     def release(self) -> None:
         """Hand freed memory back to the system, so that stages' peaks do not add up."""
@@ -85,6 +84,33 @@ class Stage:
         from lmloop.model.hardware import describe_hardware
 
         return own | describe_hardware()
+
+
+def _trace_text(recipe: Recipe) -> list[dict[str, str]]:
+    from lmloop.corpus.prepare import fingerprint_sources
+
+    return fingerprint_sources(recipe.prepare.sources)
+
+
+def _trace_vectors(recipe: Recipe) -> list[dict[str, str]]:
+    path = find_vectors(recipe)
+    if path is None:
+        return []
+    name = path.name if path.is_absolute() else str(path)
+    return [{"kind": "raw", "source": name, "fingerprint": hash_file(path)}]
+
+
+def find_vectors(recipe: Recipe) -> Path | None:
+    """The file of word vectors that a recipe names; raise `SourceError` where there is none."""
+    if recipe.model.vectors is None:
+        return None
+    path = Path(recipe.model.vectors)
+    if not path.is_file():
+        raise SourceError(
+            f"model.vectors = {str(path)!r} is no file: name one that `lmloop vectors` wrote, or "
+            "another of word2vec's or GloVe's layout"
+        )
+    return path
 
 
 def _prepare(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
@@ -140,6 +166,7 @@ def _finetune(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         validate=make_validation(shop, shards),
         clock=time.monotonic,
         progress=shop.progress,
+        freeze_embedding=shop.recipe.model.freeze_embedding,
     )
 
 
@@ -216,6 +243,7 @@ STAGES: Mapping[str, Stage] = {
             needs=(),
             sections=("prepare", "seed"),
             work=_prepare,
+            raw=_trace_text,
             numeric=False,
         ),
         Stage(
@@ -232,6 +260,7 @@ STAGES: Mapping[str, Stage] = {
             needs=("tokenize",),
             sections=("model", "pretrain", "seed"),
             work=_pretrain,
+            raw=_trace_vectors,
         ),
         Stage(
             name="finetune",

@@ -92,3 +92,19 @@ def test_no_more_words_are_kept_than_asked_for() -> None:
 def test_a_text_without_frequent_words_is_refused(sentences: list[list[str]]) -> None:
     with pytest.raises(CorpusError, match="lower min_count"):
         index_words(sentences, min_count=2)
+
+
+@given(
+    st.text(
+        alphabet=st.one_of(st.characters(codec="utf-8"), st.sampled_from("我来到北京清华大学 a's"))
+    )
+)
+def test_a_text_that_is_cut_loses_nothing(text: str) -> None:
+    assert "".join(WordSplitter().cut(text)) == text
+
+
+def test_only_runs_of_han_characters_are_cut() -> None:
+    text = "OK, 我来到北京清华大学 (2nd time)"
+    words = ["我", "来到", "北京", "清华大学"]
+    assert WordSplitter(segmenter="jieba").cut(text) == ["OK, ", *words, " (2nd time)"]
+    assert WordSplitter().cut("我a") == ["我", "a"]

@@ -45,8 +45,16 @@ def test_known_words_get_their_vectors_and_others_keep_their_start() -> None:
     weight = nn.Parameter(torch.ones(4, 8, dtype=torch.bfloat16))
     assert initialise_embedding(weight, vocabulary=VOCABULARY, vectors=VECTORS) == 2
     assert weight[[0, 2]].tolist() == [[1.0] * 8] * 2
-    assert weight[[1, 3]].tolist() == VECTORS.matrix.tolist()
+    # Brought to the matrix's root mean square, one: 16 numbers k/16 have sqrt(1240 / 16) / 16.
+    expected = torch.from_numpy(VECTORS.matrix) * 16 / 77.5**0.5
+    torch.testing.assert_close(weight[[1, 3]], expected.bfloat16())
     assert weight.requires_grad
+
+
+def test_an_empty_matrix_takes_the_vectors_as_they_are() -> None:
+    weight = nn.Parameter(torch.zeros(4, 8))
+    initialise_embedding(weight, vocabulary=VOCABULARY, vectors=VECTORS)
+    assert weight[[1, 3]].tolist() == VECTORS.matrix.tolist()
 
 
 @pytest.mark.parametrize("method", ["muon", "adamw"])
@@ -66,6 +74,7 @@ def test_a_frozen_embedding_stays_as_it_is_while_the_rest_learns(
     ids = np.array([[0, 1, 2, 3, 1, 3, 2, 0]])
     positions = np.arange(8)[None]
     batch = Batch(ids, np.roll(ids, -1), np.ones_like(ids, dtype=bool), ids * 0, positions)
+    assert ("master.embedding.weight" in optimizer.state()) == (not freeze)
     for _ in range(3):
         batch_loss(model, batch).backward()
         optimizer.step(1.0, clip=1.0)

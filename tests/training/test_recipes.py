@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,8 @@ from lmloop.records import Document, Record
 from lmloop.sections import ModelSection, TokenizeConfig
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.tokenize import tokenize
+from lmloop.tokens.vector_files import load_vectors, save_vectors
+from lmloop.tokens.vectors import WordVectors
 from lmloop.training import recipes
 from lmloop.training.recipes import finetune, pretrain
 from lmloop.training.shape import model_config
@@ -57,10 +60,12 @@ def make_place(tmp_path: Path) -> Callable[[str], Place]:
     return make
 
 
-def run_pretrain(shards: Path, place: Place, **changes: Any) -> dict[str, Any]:
+def run_pretrain(
+    shards: Path, place: Place, shape: ModelSection = SHAPE, **changes: Any
+) -> dict[str, Any]:
     return pretrain(
         PretrainConfig(**(SIZES | {"steps": 6} | changes)),
-        SHAPE,
+        shape,
         shards=shards,
         folder=place.folder,
         run=place.run,
@@ -71,7 +76,9 @@ def run_pretrain(shards: Path, place: Place, **changes: Any) -> dict[str, Any]:
     )
 
 
-def run_finetune(shards: Path, base: Path, place: Place, **changes: Any) -> dict[str, Any]:
+def run_finetune(
+    shards: Path, base: Path, place: Place, *, freeze_embedding: bool = False, **changes: Any
+) -> dict[str, Any]:
     return finetune(
         FinetuneConfig(**(SIZES | {"steps": 6} | changes)),
         base=base,
@@ -82,6 +89,7 @@ def run_finetune(shards: Path, base: Path, place: Place, **changes: Any) -> dict
         validate=lambda model: 2.5,
         clock=make_clock(),
         progress=Silent(),
+        freeze_embedding=freeze_embedding,
     )
 
 
@@ -372,3 +380,64 @@ def test_a_recipe_of_an_objective_is_learnt(tmp_path: Path, objective: str) -> N
     losses = [entry["loss"] for entry in read_journal(made.path)]
     assert sum(losses[-10:]) / 10 < losses[0] - 1
     load(made.path, dtype=torch.float32)
+
+
+def write_vectors(path: Path, *, dimensions: int = 16) -> Path:
+    numbers = np.random.default_rng(0).normal(size=(3, dimensions)).astype(np.float32)
+    save_vectors(WordVectors(("sea", "train", "火车"), numbers), path, layout="word2vec-text")
+    return path
+
+
+@pytest.fixture
+def word_shards(splits: dict[str, list[Record]], tmp_path: Path) -> Path:
+    (tmp_path / "words").mkdir()
+    config = TokenizeConfig(kind="word", segmenter="characters", vocab_size=300)
+    tokenize(
+        config,
+        splits.__getitem__,
+        tmp_path / "words",
+        context_length=CONTEXT_LENGTH,
+        progress=Silent(),
+    )
+    return tmp_path / "words"
+
+
+def test_an_embedding_that_is_frozen_on_vectors_is_the_same_bytes_after_all_training(
+    word_shards: Path, make_place: Callable[[str], Place], tmp_path: Path
+) -> None:
+    base, tuned = make_place("base"), make_place("tuned")
+    vectors = write_vectors(tmp_path / "sea.vec")
+    entries = {"vectors": str(vectors), "freeze_embedding": True, "tie_embeddings": False}
+    counts = run_pretrain(word_shards, base, SHAPE.model_copy(update=entries))
+    model = load(base.folder)
+    frozen = model.transformer.embedding.weight
+    words = model.require_tokenizer().words
+    expected, found = load_vectors(vectors).align(words)
+    assert counts["words_with_vectors"] == found.sum() >= 2
+    cosines = torch.cosine_similarity(frozen[found].float(), torch.from_numpy(expected[found]))
+    assert (cosines > 0.9999).all()  # the file has bfloat16
+    run_finetune(word_shards, base.folder, tuned, freeze_embedding=True)
+    again = load(tuned.folder).transformer
+    assert again.embedding.weight.view(torch.uint8).equal(frozen.view(torch.uint8))
+    assert not again.head.weight.equal(model.transformer.head.weight)
+
+
+def test_vectors_that_are_not_frozen_are_learnt_further(
+    word_shards: Path, make_place: Callable[[str], Place], tmp_path: Path
+) -> None:
+    base, tuned = make_place("base"), make_place("tuned")
+    shape = SHAPE.model_copy(update={"vectors": str(write_vectors(tmp_path / "sea.vec"))})
+    run_pretrain(word_shards, base, shape)
+    run_finetune(word_shards, base.folder, tuned)
+    first, last = (load(each.folder).transformer.embedding.weight for each in (base, tuned))
+    assert not first.equal(last)
+
+
+def test_vectors_that_do_not_fit_end_the_stage_before_its_first_step(
+    word_shards: Path, make_place: Callable[[str], Place], tmp_path: Path
+) -> None:
+    place = make_place("base")
+    vectors = write_vectors(tmp_path / "sea.vec", dimensions=8)
+    with pytest.raises(TrainingError, match="8 numbers a word and the embedding 16"):
+        run_pretrain(word_shards, place, SHAPE.model_copy(update={"vectors": str(vectors)}))
+    assert not place.run.exists()

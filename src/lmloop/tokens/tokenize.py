@@ -38,6 +38,8 @@ def tokenize(
         tokenizer = train_tokenizer(
             _texts(read("train")),
             vocab_size=config.vocab_size,
+            kind=config.kind,
+            segmenter=config.segmenter,
             chat_template=DEFAULT_TEMPLATE,
             context_length=context_length,
             extra_tokens=config.extra_tokens,

@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE, trained by `tokenizers`, resting in Hugging Face's two files.
+"""The tokenizer: byte-level BPE, or whole words, resting in Hugging Face's two files.
 
 Takes: text. Gives: ids, and text again, byte for byte. Text never turns into a special token, so
 nobody can write a role or a stop into a message.
@@ -10,12 +10,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from lmloop.errors import CorpusError, TokenizerError
+from lmloop.tokens.whole_words import train_words
+from lmloop.tokens.words import Segmenter, WordSplitter
 
 DOCUMENT = "<|endoftext|>"
 """Stands before every document and conversation; its prediction says that one is over."""
@@ -24,6 +26,9 @@ STOP = "<|end|>"
 SPECIAL_TOKENS = (DOCUMENT, STOP, "<|system|>", "<|user|>", "<|assistant|>")
 MASK = "<|mask|>"
 """Stands for what a model is to guess; one of the extra tokens that a recipe may ask for."""
+
+Kind = Literal["bpe", "word", "character"]
+"""What an id of a new tokenizer stands for: a frequent piece of text, a word, a character."""
 
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -41,6 +46,7 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()  # some files bring a length of their own for both
         self._backend.no_padding()
+        self._splitter = _find_splitter(config)
         self._special = _match_special(backend)
         self.vocab_size: int = backend.get_vocab_size()
         stop = _first_name(config, "eos_token", "sep_token") or STOP
@@ -109,6 +115,11 @@ class Tokenizer:
             return None
         return [self._backend.id_to_token(number) or "" for number in range(self.vocab_size)]
 
+    @property
+    def words(self) -> list[str]:
+        """The text of each id, without a space before it; nothing for special tokens."""
+        return [self.decode([number]).removeprefix(" ") for number in range(self.vocab_size)]
+
     def special_id(self, token: str) -> int:
         """The id of a special token; raise `TokenizerError` where there is none."""
         found = self._backend.token_to_id(token)
@@ -118,7 +129,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of text; special tokens spelt in it stay text."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._backend.encode(
+            self._part(text), is_pretokenized=self._is_parted, add_special_tokens=False
+        ).ids
         return ids
 
     def encode_document(self, text: str) -> list[int]:
@@ -131,14 +144,18 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, on all cores."""
-        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        encoded = self._backend.encode_batch_fast(
+            list(map(self._part, texts)), is_pretokenized=self._is_parted, add_special_tokens=False
+        )
         return [each.ids for each in encoded]
 
     def encode_inputs(self, texts: Sequence[str], *, max_length: int) -> list[list[int]]:
         """Ids of whole texts as an encoder reads them: between the tokens that its tokenizer puts
         around, of which none is lost where the text is cut at `max_length`."""
         room = max(0, max_length - self._backend.num_special_tokens_to_add(is_pair=False))
-        encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        encoded = self._backend.encode_batch(
+            list(map(self._part, texts)), is_pretokenized=self._is_parted, add_special_tokens=False
+        )
         for each in encoded:
             each.truncate(room)
         return [self._backend.post_process(each).ids for each in encoded]
@@ -151,6 +168,14 @@ class Tokenizer:
             ids += [self.special_id(part)] if place % 2 else self.encode(part)
         return ids
 
+    def _part(self, text: str) -> str | list[str]:
+        """A text as the backend takes it: in parts where its own pattern cannot find the words."""
+        return text if self._splitter is None else self._splitter.cut(text)
+
+    @property
+    def _is_parted(self) -> bool:
+        return self._splitter is not None
+
     def _puts_in_front(self) -> bool:
         """Whether the backend's own processing of a text begins with the document token."""
         return bool(self._backend.encode("").ids[:1] == [self.document_id])
@@ -159,6 +184,19 @@ class Tokenizer:
         """Text of ids; special tokens are left out, cut characters become U+FFFD."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+
+def _find_splitter(config: dict[str, Any]) -> WordSplitter | None:
+    """What parts runs of Han characters, where the config names a segmenter."""
+    segmenter = config.get("segmenter")
+    if segmenter is None:
+        return None
+    if segmenter not in get_args(Segmenter):
+        raise TokenizerError(
+            f"tokenizer_config.json names the segmenter {segmenter!r}: allowed is "
+            f"{' or '.join(get_args(Segmenter))}"
+        )
+    return WordSplitter(segmenter=segmenter)
 
 
 def _first_name(config: dict[str, Any], *entries: str) -> str | None:
@@ -184,35 +222,33 @@ def train_tokenizer(
     texts: Iterable[str],
     *,
     vocab_size: int,
+    kind: Kind = "bpe",
+    segmenter: Segmenter = "jieba",
     chat_template: str | None = None,
     context_length: int | None = None,
     extra_tokens: Sequence[str] = (),
 ) -> Tokenizer:
-    """Learn a byte-level BPE of `vocab_size` entries; `CorpusError` if the text is too small.
+    """Learn a vocabulary of `vocab_size` entries; `CorpusError` if the text is too small.
 
-    Its first ids are those of `SPECIAL_TOKENS` and, behind them, `extra_tokens`. Source: Sennrich,
-    Haddow and Birch 2016; bytes as in GPT-2, words cut as in Qwen.
+    Its first ids are those of `SPECIAL_TOKENS` and, behind them, `extra_tokens`. `segmenter` parts
+    runs of Han characters where `kind` is "word".
     """
     for token in extra_tokens:
         if token in SPECIAL_TOKENS:
             raise TokenizerError(
                 f"every tokenizer has {token!r}: leave it out of tokenize.extra_tokens"
             )
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[*SPECIAL_TOKENS, *extra_tokens],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer=trainer)
+    special_tokens = [*SPECIAL_TOKENS, *extra_tokens]
+    if kind == "bpe":
+        backend = _train_bpe(texts, vocab_size=vocab_size, special_tokens=special_tokens)
+    else:
+        backend = train_words(
+            texts,
+            vocab_size=vocab_size,
+            special_tokens=special_tokens,
+            cut=WordSplitter(segmenter=segmenter).cut,
+            whole=kind == "word",
+        )
     if backend.get_vocab_size() < vocab_size:
         raise CorpusError(
             f"the corpus gives {backend.get_vocab_size()} vocabulary entries, the recipe asks for "
@@ -224,9 +260,35 @@ def train_tokenizer(
         "eos_token": STOP,
         "pad_token": DOCUMENT,
         **({"mask_token": MASK} if MASK in extra_tokens else {}),
+        "segmenter": segmenter if kind == "word" else None,
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
         "chat_template": chat_template,
     }
     config = {key: value for key, value in config.items() if value is not None}
     return Tokenizer(backend, config=config)
+
+
+def _train_bpe(
+    texts: Iterable[str], *, vocab_size: int, special_tokens: Sequence[str]
+) -> tokenizers.Tokenizer:
+    """Byte-level BPE at most of that size.
+
+    Source: Sennrich, Haddow and Birch 2016; bytes as in GPT-2, words cut as in Qwen.
+    """
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer=trainer)
+    return backend

@@ -29,7 +29,9 @@ CHUNK_WORDS = 1 << 18
 # A run of Han characters, or letters with their marks and digits; an apostrophe, hyphen or middle
 # dot binds only between two letters.
 _LETTER = r"(?:(?!\p{Han})[\p{L}\p{M}\p{N}])"
-_WORD = rf"\p{{Han}}+|{_LETTER}+(?:['’·-]{_LETTER}+)*"
+LETTERS = rf"{_LETTER}+(?:['’·-]{_LETTER}+)*"
+"""A word of a script that puts spaces between its words."""
+_HAN = r"\p{Han}+"
 
 
 class WordSplitter:
@@ -37,7 +39,9 @@ class WordSplitter:
 
     def __init__(self, *, segmenter: Segmenter = "characters", lowercase: bool = True) -> None:
         """`segmenter` cuts runs of Han characters: each for itself, or jieba's words."""
-        self._pattern = pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
+        words = Regex(f"{_HAN}|{LETTERS}")
+        self._words = pre_tokenizers.Split(words, behavior="removed", invert=True)
+        self._runs = pre_tokenizers.Split(Regex(_HAN), behavior="isolated")
         self._segmenter, self._lowercase = segmenter, lowercase
 
     @cached_property
@@ -50,12 +54,22 @@ class WordSplitter:
         Raises `MissingExtraError` where it has Han characters for jieba, which is not installed.
         """
         words: list[str] = []
-        for piece, _ in self._pattern.pre_tokenize_str(text.lower() if self._lowercase else text):
+        for piece, _ in self._words.pre_tokenize_str(text.lower() if self._lowercase else text):
             if _is_han(piece[0]):
                 words += self._segment(piece)
             else:
                 words.append(piece)
         return words
+
+    def cut(self, text: str) -> list[str]:
+        """The whole text in parts: the words of runs of Han characters, and what lies between.
+
+        Raises as `split` does.
+        """
+        parts: list[str] = []
+        for part, _ in self._runs.pre_tokenize_str(text):
+            parts += self._segment(part) if _is_han(part[0]) else [part]
+        return parts
 
 
 def _is_han(character: str) -> bool:

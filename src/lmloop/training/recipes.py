@@ -29,7 +29,9 @@ from lmloop.tokens.chat import ChatTemplate
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.tokens.vector_files import load_vectors
 from lmloop.training.batch import mean_loss
+from lmloop.training.embeddings import initialise_embedding
 from lmloop.training.loop import JOURNAL, train
 from lmloop.training.shape import model_config
 from lmloop.weights.checkpoint import load_model, save_model
@@ -55,7 +57,8 @@ def pretrain(
 
     `run` holds snapshots and journal: a run that was killed goes on from there. `validate` gives
     bits per byte; where the objective makes no model of next tokens, its own loss on the
-    validation split stands instead. Raises `TokenizerError` for a special token that is missing.
+    validation split stands instead. Raises `TokenizerError` for a special token that is missing,
+    `ArtifactError` and `TrainingError` for word vectors that cannot be read or do not fit.
     """
     tokenizer = Tokenizer.open(shards)
     arrangement = make_arrangement(config, tokenizer)
@@ -63,7 +66,15 @@ def pretrain(
         validate = _validate_objective(arrangement, config, shards, seed=seed)
     model = Transformer(model_config(shape, vocab_size=tokenizer.vocab_size))
     initialise(model, seed=seed)
-    return _make_checkpoint(
+    given = {}
+    if shape.vectors is not None:
+        given["words_with_vectors"] = initialise_embedding(
+            model.embedding.weight,
+            vocabulary=tokenizer.words,
+            vectors=load_vectors(shape.vectors),
+            freeze=shape.freeze_embedding,
+        )
+    return given | _make_checkpoint(
         model,
         config,
         shards=shards,
@@ -110,19 +121,23 @@ def finetune(
     clock: Callable[[], float],
     progress: Progress,
     name: str = "finetune",
+    freeze_embedding: bool = False,
 ) -> dict[str, Any]:
     """Train `base` further on what the shards mark as answers; see `pretrain`.
 
-    `name` is what the progress shows. Refuses to start if the stop token lies outside the loss
-    (`TokenizerError`) or if there are no answers (`CorpusError`).
+    `name` is what the progress shows; `freeze_embedding` keeps that matrix as it is. Refuses to
+    start if the stop token lies outside the loss (`TokenizerError`) or if there are no answers
+    (`CorpusError`).
     """
     ChatTemplate.of(Tokenizer.open(shards)).check_stop_is_learnt()
     if not any(marks.any() for marks in Shards.open(shards, "train").answers):
         raise CorpusError(
             "the corpus has no assistant's answers to learn from: fine-tuning needs conversations"
         )
+    model = load_model(base, dtype=torch.float32)
+    model.embedding.requires_grad_(not freeze_embedding)
     return _make_checkpoint(
-        load_model(base, dtype=torch.float32),
+        model,
         config,
         shards=shards,
         answers_only=True,

@@ -8,7 +8,8 @@ from lmloop.model.config import Experts, ModelConfig
 from lmloop.sections import ModelSection
 from lmloop.weights.families import name_family
 
-_ELSEWHERE = {"kind", "experts", "experts_active", "expert_size", "balance"}
+_MIXTURE = {"experts", "experts_active", "expert_size", "balance"}
+_ELSEWHERE = {"kind", "vectors", "freeze_embedding"} | _MIXTURE
 
 
 def model_config(section: ModelSection, *, vocab_size: int) -> ModelConfig:

@@ -30,6 +30,7 @@ def refresh(
     validate: Validate,
     clock: Callable[[], float],
     progress: Progress,
+    freeze_embedding: bool = False,
 ) -> dict[str, Any]:
     """Train `base` further on what the mixture marks as learnt; write a checkpoint, give counts.
 
@@ -53,6 +54,7 @@ def refresh(
         clock=clock,
         progress=progress,
         name="update",
+        freeze_embedding=freeze_embedding,
     )
 
 
