@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+import lmloop
 from lmloop.model.transformer import Transformer
 from lmloop.weights.checkpoint import load_model, save_model
+
+from .beside_llama_cpp import Peer, build_peer
+
+SMOLLM2 = "smollm2-135m-instruct"
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +25,18 @@ def transformers() -> Any:
         import transformers
 
         return transformers
+
+
+@pytest.fixture(scope="session")
+def peer() -> Peer:
+    return build_peer()
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of real weights."""
+    (file,) = lmloop.pull(SMOLLM2, home=tmp_path_factory.mktemp("home")).path.glob("*.gguf")
+    return file
 
 
 def save_again(theirs: Any, folder: Path, **ids: int) -> Transformer:

@@ -1,18 +1,7 @@
-"""llama.cpp beside us: what we write opens there, cuts text alike and answers alike.
-
-llama.cpp is compiled once into `.venv-peers/llama-cpp-python`, which takes about six minutes on two
-cores. Without its AMX kernels: they crash on some virtual machines, on any file.
-"""
+"""llama.cpp beside us: what we write opens there, cuts text alike and answers alike."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +10,7 @@ import torch
 from torch import Tensor
 
 import lmloop
-from lmloop.inference.export import export_gguf
-from lmloop.inference.load import LoadedModel, load
+from lmloop.inference.load import LoadedModel
 from lmloop.tokens.gguf_vocabulary import CUTS, read_vocabulary
 from lmloop.tokens.gguf_vocabulary_writer import describe_vocabulary
 from lmloop.tokens.tokenizer import Tokenizer
@@ -35,15 +23,10 @@ from lmloop.weights.stored import read_tensors
 from ..conftest import make_conversations, random_model, tiny_shape
 from ..tokens import sentence_pieces
 from ..tokens.test_gguf_vocabulary import metadata_of
+from .beside_llama_cpp import BUILD_SECONDS, TOKENS, Peer, greedy, write
 
-BUILD_SECONDS = 2400
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(BUILD_SECONDS + 300)]
 
-VERSION = "0.3.36"
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path(__file__).with_name("llama_cpp_peer.py")
-SMOLLM2 = "smollm2-135m-instruct"
-TOKENS = 24
 TOLERANCES = {
     "F32": (0.0, 1e-4),
     "F16": (0.0, 0.03),
@@ -72,66 +55,6 @@ TEXTS = [
 ]
 
 
-@dataclass(frozen=True)
-class Peer:
-    """llama-cpp-python in its own environment."""
-
-    python: Path
-
-    def ask(
-        self,
-        path: Path,
-        *,
-        texts: Sequence[str] = (),
-        prompts: Sequence[list[int]] = (),
-        shown: Sequence[list[int]] = (),
-        show_logits: bool = False,
-    ) -> dict[str, Any]:
-        """What the script prints; it ends, or the test does."""
-        asked = {
-            "path": str(path),
-            "texts": list(texts),
-            "prompts": list(prompts),
-            "shown": list(shown),
-            "tokens": TOKENS,
-            "show_logits": show_logits,
-        }
-        done = subprocess.run(
-            [str(self.python), str(SCRIPT)],
-            input=json.dumps(asked),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        answered: dict[str, Any] = json.loads(done.stdout)
-        return answered
-
-
-@pytest.fixture(scope="module")
-def peer() -> Peer:
-    """The environment, built where it is not there yet."""
-    folder = ROOT / ".venv-peers" / "llama-cpp-python"
-    python, ready = folder / "bin" / "python", folder / f"ready-{VERSION}"
-    if not ready.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        done = subprocess.run(
-            [str(python), "-m", "pip", "install", f"llama-cpp-python=={VERSION}"],
-            env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=off -DLLAVA_BUILD=off"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=BUILD_SECONDS,
-        )
-        if done.returncode:
-            pytest.fail(
-                f"llama-cpp-python {VERSION} cannot be built: it needs g++ and cmake, and a "
-                f"package index that has it\n{done.stdout[-3000:]}"
-            )
-        ready.touch()
-    return Peer(python)
-
-
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
 def tiny(
     request: pytest.FixtureRequest, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
@@ -153,24 +76,6 @@ def tiny(
     stop, document = tokenizer.stop_ids[0], tokenizer.document_id
     save_model(random_model(shape), folder, stop_id=stop, document_id=document)
     return folder
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    (file,) = lmloop.pull(SMOLLM2, home=tmp_path_factory.mktemp("home")).path.glob("*.gguf")
-    return file
-
-
-def write(source: Path, folder: Path, *, weight_type: str) -> tuple[Path, LoadedModel]:
-    """Our file of a model, and what we read out of it again, in fp32."""
-    path = folder / f"{weight_type}.gguf"
-    export_gguf(source, path, name="peer", weight_type=weight_type, max_loss=math.inf)
-    return path, load(path, dtype=torch.float32)
-
-
-def greedy(model: LoadedModel, prompts: Sequence[list[int]]) -> list[lmloop.Answer]:
-    sampling = lmloop.Sampling(max_tokens=TOKENS, temperature=0)
-    return list(lmloop.Engine(model, max_running=1).generate(prompts, sampling))
 
 
 def gaps(model: LoadedModel, prompt: list[int], chosen: list[int]) -> Tensor:
