@@ -27,6 +27,7 @@ LAYERS = (
     {"rounds"},
     {"pipeline"},
     {"stages"},
+    {"unfinished"},
     {"compression", "updating"},
     {"training", "evaluation", "serving", "monitoring"},
     {"inference"},

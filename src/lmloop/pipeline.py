@@ -25,6 +25,7 @@ from lmloop.store.artifact import Artifact, artifact_key, open_artifact
 from lmloop.store.database import database_url, open_database
 from lmloop.store.lineage import walk_back
 from lmloop.store.registry import Registry, index_artifact, mirror_folder
+from lmloop.unfinished import begin_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,13 @@ def _make(
     started = time.time()
     with shop.store.write(stage.name, key) as draft:
         run = shop.home / "runs" / draft.final.name
+        if stage.name in ("pretrain", "finetune"):
+            begin_run(
+                run,
+                name=shop.recipe.name,
+                inputs=[origin["fingerprint"] for origin in origins],
+                settings=stage.settings(shop.recipe),
+            )
         counts = dict(stage.work(shop, inputs, draft.path, run))
         stage.release()
         counts["stage_seconds"] = round(time.time() - started, 1)
