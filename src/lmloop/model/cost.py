@@ -1,12 +1,14 @@
 """What a model costs, before it exists: parameters, arithmetic and bytes as pure functions.
 
-Takes: a `ModelConfig` and sizes. Gives: numbers. Arithmetic counts a multiply-add as two, and
-attention over all keys of a row: those that are hidden are computed as well. Axes: D width, I inner
-width, H heads, d width of a head, T tokens of a row, V vocabulary.
+Takes: a `ModelConfig` and sizes. Gives: numbers; what training keeps of a forward is counted in
+`activations.py`. Arithmetic counts a multiply-add as two, and attention over all keys of a row:
+those that are hidden are computed as well. Axes: D width, I inner width, H heads, d width of a
+head, T tokens of a row, V vocabulary.
 """
 
 from __future__ import annotations
 
+from lmloop.model.activations import Batch, activation_bytes
 from lmloop.model.config import ModelConfig
 from lmloop.model.mixers import state_size
 
@@ -78,45 +80,19 @@ def source_flops(config: ModelConfig, *, source_tokens: int) -> float:
     return source_tokens * (decode_flops(encoder, keys=source_tokens) + read + _stem_flops(encoder))
 
 
-def training_bytes(config: ModelConfig, *, batch_tokens: int, row_tokens: int) -> dict[str, int]:
+def training_bytes(
+    config: ModelConfig, *, batch_tokens: int, row_tokens: int, source_tokens: int = 0
+) -> dict[str, int]:
     """Bytes of a training step in bfloat16 with fp32 masters, a part each."""
     parameters = count_parameters(config)
+    rows = max(1, batch_tokens // row_tokens)
+    batch = Batch(rows=rows, row_tokens=row_tokens, source_tokens=source_tokens)
     return {
         "weights": 2 * parameters,
         "gradients": 2 * parameters,
         "optimizer": 12 * parameters,
-        "activations": 2 * batch_tokens * activations_per_token(config, row_tokens=row_tokens),
+        "activations": activation_bytes(config, batch),
     }
-
-
-def activations_per_token(config: ModelConfig, *, row_tokens: int) -> int:
-    """Numbers that the blocks keep of one token for the way back.
-
-    Within 2 % for blocks like those of Llama, Qwen3 and GPT-2 on the CPU. Elsewhere it is an
-    estimate: other places of norms share what they keep, caps and biases of scores keep more, and
-    recurrent layers, convolutions and experts count by the inputs and outputs of their products.
-    """
-    (queries, keys, values), width = config.qkv_rows, config.hidden_size
-    # A root-mean-square norm keeps its result and a scale, a layer norm its input and two numbers.
-    norm = width + (1 if config.norm == "rms" else 2)
-    total = 0
-    for layer in range(config.num_layers):
-        attends = config.mixer(layer) in ("attention", "local")
-        mixed = [sum(sizes) for sizes in _mixer_matrices(config, layer)]
-        if attends:
-            # Inputs of both products; queries, keys and values as attention reads them; its
-            # weights, and what it gathers.
-            mixed = [width, queries + keys + values, config.num_heads * row_tokens, queries]
-            if config.qk_norm:
-                mixed += [queries + keys, config.num_heads + config.num_kv_heads]
-        total += sum(mixed) + 2 * norm
-        inner = config.intermediate_size
-        if inner and config.experts is None:
-            gates = {True: 3 if config.activation == "silu" else 4, False: 2}[config.gated]
-            total += width + gates * inner
-        elif config.experts is not None:
-            total += sum(sum(sizes) for sizes in _inner_matrices(config))
-    return total
 
 
 def cache_bytes_per_token(config: ModelConfig, *, element_bytes: int = 2) -> int:

@@ -103,6 +103,8 @@ class _Rotate(Function):
 
 def _rotate_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     left, right = x.chunk(2, dim=-1)
+    if torch.compiler.is_compiling():  # a compiler joins the passes itself, and writes to no piece
+        return torch.cat([left * cosine - right * sine, right * cosine + left * sine], dim=-1)
     result = torch.empty_like(x)
     first, second = result.chunk(2, dim=-1)
     torch.mul(left, cosine, out=first).addcmul_(right, sine, value=-1)
