@@ -21,7 +21,7 @@ from lmloop.sections import ServeConfig
 from lmloop.training.skip_gram import SkipGramOptions
 from lmloop.weights.gguf import open_gguf
 
-from .conftest import Walked, make_conversations, write_recipe
+from .conftest import Walked, write_recipe
 
 GREEDY = Sampling(temperature=0, max_tokens=6)
 
@@ -186,16 +186,6 @@ def test_an_export_to_where_no_folder_can_be_is_told(walked: Walked, tmp_path: P
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"cannot be written \(Not a directory\)"):
         lmloop.export("tiny", tmp_path / "file" / "out", home=walked.home)
-
-
-def test_a_plan_is_made_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmloop.training.plan.CALIBRATION_SECONDS", 0.01)
-    plan = lmloop.plan(write_recipe(tmp_path), **{"pretrain.steps": 30})
-    conversations = make_conversations(150, seed=9)
-    assert plan.text_bytes == sum(each.raw_bytes for each in conversations)
-    assert [stage.stage for stage in plan.stages] == ["pretrain", "finetune"]
-    assert plan.stages[0].tokens == 30 * 64
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["talks.jsonl", "tiny.toml"]
 
 
 @pytest.mark.parametrize("foreign", [False, True])

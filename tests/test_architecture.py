@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"plan_verb"},
     {"options"},
     {"console"},
     {"__init__"},
-    {"care"},
+    {"care", "planning"},
     {"api"},
     {"circle"},
     {"rounds"},

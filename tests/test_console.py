@@ -18,7 +18,6 @@ from lmloop.console import (
     show_ancestry,
     show_catalogue,
     show_monitor,
-    show_plan,
     show_reviews,
     show_vectors,
 )
@@ -28,7 +27,6 @@ from lmloop.monitoring.traffic import Arm, Percentiles, Traffic
 from lmloop.store.catalogue import Entry, WeightFile
 from lmloop.store.lineage import Ancestor
 from lmloop.tokens.vectors import WordVectors
-from lmloop.training.plan import Plan, StagePlan
 from lmloop.updating.review import Review
 
 
@@ -130,46 +128,6 @@ def test_ancestry_is_drawn_as_a_tree_with_every_detail(
     words = " ".join(" ".join(lines).replace("│", " ").split())
     assert "count8 8" in words
     assert words.count("SHA-256 ffffffffffff") == 2
-
-
-def test_a_plan_is_drawn_as_a_table(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
-    stage = StagePlan(
-        stage="pretrain",
-        seconds=240.0,
-        steps=1234,
-        tokens=2_500_000,
-        epochs=1.5,
-        memory={"weights": 10_000_000, "optimizer": 60_000_000},
-    )
-    show_plan(
-        Plan(
-            parameters=4_200_000,
-            checkpoint_bytes=8_400_000,
-            cache_bytes_per_token=4096,
-            text_bytes=5_000_000,
-            text_tokens=1_470_000,
-            tokens_per_second=9876.0,
-            flops_per_second=3.2e11,
-            stages=(stage,),
-        )
-    )
-    written = capsys.readouterr().out
-    for part in (
-        "4.20 M parameters",
-        "checkpoint 8.4 MB",
-        "4.1 kB of cache a token",
-        "text 5.0 MB, about 1.5 M tokens",
-        "9,876 tokens/s, 320 GFLOP/s",
-        "240 s",
-        "1,234",
-        "2.50 M",
-        "1.50",
-        "70 MB (weights 10 MB, optimizer 60 MB)",
-    ):
-        assert part in written
 
 
 def test_reviews_are_shown_in_full_and_what_is_dropped_in_short(

@@ -88,3 +88,10 @@ def test_what_makes_no_model_of_next_tokens_is_not_scored_in_bytes(objective: st
 def test_an_objective_and_its_shares_are_checked(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PretrainConfig.model_validate({"steps": 1, **change})
+
+
+def test_a_micro_batch_can_be_left_open() -> None:
+    config = TrainConfig(steps=1, batch_tokens=64, row_tokens=8, micro_batch_tokens="auto")
+    assert config.micro_batch_rows == config.batch_rows == 8
+    with pytest.raises(ValidationError, match="micro_batch_tokens"):
+        TrainConfig.model_validate({"steps": 1, "micro_batch_tokens": "some"})

@@ -42,6 +42,7 @@ __all__ = [
 _ELSEWHERE = {
     "Engine": "lmloop.inference.engine",
     "Sampling": "lmloop.inference.sampling",
+    "plan": "lmloop.planning",
     **dict.fromkeys(
         (
             *("decide", "forget", "gc", "loop", "monitor"),

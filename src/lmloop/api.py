@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from lmloop.tokens.vectors import WordVectors
     from lmloop.tokens.words import Segmenter
     from lmloop.training.glove import GloveOptions
-    from lmloop.training.plan import Plan
     from lmloop.training.skip_gram import SkipGramOptions
 
 
@@ -154,21 +153,6 @@ def show(name: str | Path | None = None, *, home: str | Path | None = None) -> A
             detail = f"generation {entry.generation}, code {artifact.code_version}"
             return Ancestor(f"{alias} model {artifact.name}", detail, (tree,))
     return tree
-
-
-def plan(recipe: str | Path, **overrides: Any) -> Plan:
-    """Parameters, memory, tokens and time of a recipe, before any work."""
-    from lmloop.corpus.read import read_sources
-    from lmloop.training.plan import make_plan
-
-    checked = load_recipe(recipe, overrides)
-    records = read_sources(checked.prepare.sources)
-    return make_plan(
-        checked.model,
-        vocab_size=checked.tokenize.vocab_size,
-        stages={"pretrain": checked.pretrain, "finetune": checked.finetune},
-        text_bytes=sum(each.record.raw_bytes for each in records),
-    )
 
 
 def generate(

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from lmloop import plan_verb
 from lmloop.errors import LmloopError, RequestError, UsageError
 from lmloop.options import (
     OVERRIDES,
@@ -295,13 +296,7 @@ def show(name: Name = None, home: Home = None) -> None:
     show_ancestry(api.show(name, home=home))
 
 
-@app.command(cls=RecipeCommand, context_settings=OVERRIDES)
-def plan(context: typer.Context, recipe: Recipe) -> None:
-    """Foresee parameters, memory, tokens and time of a recipe."""
-    from lmloop import api
-    from lmloop.console import show_plan
-
-    show_plan(api.plan(recipe, **parse_overrides(context.args)))
+app.command(cls=RecipeCommand, context_settings=OVERRIDES)(plan_verb.plan)
 
 
 @app.command()

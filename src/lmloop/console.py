@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lmloop.store.lineage import Ancestor
     from lmloop.store.reindex import Counts
     from lmloop.tokens.vectors import WordVectors
-    from lmloop.training.plan import Plan
     from lmloop.updating.review import Review
     from lmloop.updating.rollback import RolledBack
 
@@ -231,38 +230,6 @@ def _label(node: Ancestor) -> str:
 
     detail = f"  [dim]{escape(node.detail)}[/dim]" if node.detail else ""
     return f"[bold]{escape(node.label)}[/bold]{detail}"
-
-
-def show_plan(plan: Plan) -> None:
-    """Print what a recipe will cost."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.print(
-        f"{plan.parameters / 1e6:.2f} M parameters, "
-        f"checkpoint {plan.checkpoint_bytes / 1e6:.1f} MB, "
-        f"{plan.cache_bytes_per_token / 1e3:.1f} kB of cache a token"
-    )
-    console.print(
-        f"text {plan.text_bytes / 1e6:.1f} MB, about {plan.text_tokens / 1e6:.1f} M tokens; "
-        f"measured here {plan.tokens_per_second:,.0f} tokens/s, "
-        f"{plan.flops_per_second / 1e9:,.0f} GFLOP/s"
-    )
-    table = Table()
-    for column in ("stage", "time", "steps", "tokens", "epochs", "memory"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage in plan.stages:
-        parts = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in stage.memory.items())
-        table.add_row(
-            stage.stage,
-            f"{stage.seconds:,.0f} s",
-            f"{stage.steps:,}",
-            f"{stage.tokens / 1e6:.2f} M",
-            f"{stage.epochs:.2f}",
-            f"{sum(stage.memory.values()) / 1e6:,.0f} MB ({parts})",
-        )
-    console.print(table)
 
 
 def show_reviews(reviews: Sequence[Review]) -> None:

@@ -6,7 +6,7 @@ A docstring stands under every field: it is the help on the command line as well
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,8 +28,9 @@ class TrainConfig(Section):
     """Length of a packed row, at most the model's context length."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic of forward and backward; `auto` takes bfloat16 where it is the faster one."""
-    micro_batch_tokens: int | None = Field(default=None, ge=8)
-    """Tokens in memory at once; their gradients add up to those of the batch. Absent: all."""
+    micro_batch_tokens: Annotated[int, Field(ge=8)] | Literal["auto"] | None = None
+    """Tokens in memory at once; their gradients add up to those of the batch. Absent: all; `auto`:
+    as many as fit the free memory when the run begins."""
     optimizer: Literal["muon", "adamw", "sgd", "schedule-free"] = "muon"
     """`muon`: Muon for the hidden matrices, AdamW for the rest; the others for all."""
     learning_rate: float = Field(default=0.002, gt=0)
@@ -89,7 +90,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check_micro_batch(self) -> TrainConfig:
         at_once = self.micro_batch_tokens
-        if at_once is not None and (at_once % self.row_tokens or self.batch_tokens % at_once):
+        if isinstance(at_once, int) and (at_once % self.row_tokens or self.batch_tokens % at_once):
             raise ValueError(
                 f"micro_batch_tokens = {at_once} must be a multiple of row_tokens = "
                 f"{self.row_tokens} and divide batch_tokens = {self.batch_tokens}"
@@ -121,8 +122,9 @@ class TrainConfig(Section):
 
     @property
     def micro_batch_rows(self) -> int:
-        """Packed rows in memory at once."""
-        return (self.micro_batch_tokens or self.batch_tokens) // self.row_tokens
+        """Packed rows in memory at once; all of a batch until `auto` is decided."""
+        at_once = self.micro_batch_tokens
+        return (at_once if isinstance(at_once, int) else self.batch_tokens) // self.row_tokens
 
 
 class PretrainConfig(TrainConfig):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from lmloop.model import hardware
 from lmloop.model.hardware import describe_hardware, fast_dtype
 
 
@@ -78,3 +80,18 @@ print(kept, resident() - before)
     kept, left = map(int, done.stdout.split())
     assert kept > 50 << 20
     assert left < 20 << 20
+
+
+def test_free_memory_is_what_the_machine_and_its_control_group_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
+    monkeypatch.setattr(hardware, "_MEMINFO", meminfo)
+    monkeypatch.setattr(hardware, "_CONTROL_GROUP", tmp_path)
+    assert hardware.free_memory() == 4000 * 1024
+    (tmp_path / "memory.current").write_text("1000\n")
+    for limit, free in (("max", 4000 * 1024), ("3500", 2500), ("900", 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert hardware.free_memory() == free

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lmloop.training.journal import Journal
+from lmloop.training.journal import Journal, read_micro_batch
 
 
 def write(path: Path, count: int) -> None:
@@ -86,3 +86,16 @@ def test_syncing_brings_the_file_to_the_disk(
     journal.sync()
     journal.close()
     assert synced == [tmp_path / "journal.jsonl"]
+
+
+def test_the_micro_batch_of_a_run_is_read_from_its_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    assert read_micro_batch(path) is None
+    for text, expected in (
+        ('{"step": 1, "micro_batch_tokens": 64}\n{"step": 2}\n', 64),
+        ('{"step": 1}\n', None),
+        ('{"step": 1, "micro', None),
+        ("", None),
+    ):
+        path.write_text(text)
+        assert read_micro_batch(path) == expected

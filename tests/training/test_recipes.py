@@ -441,3 +441,21 @@ def test_vectors_that_do_not_fit_end_the_stage_before_its_first_step(
     with pytest.raises(TrainingError, match="8 numbers a word and the embedding 16"):
         run_pretrain(word_shards, place, SHAPE.model_copy(update={"vectors": str(vectors)}))
     assert not place.run.exists()
+
+
+def test_a_micro_batch_that_is_left_open_is_chosen_once_and_kept(
+    shards_folder: Path, make_place: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, pieces = make_place("whole"), make_place("pieces")
+    run_pretrain(shards_folder, pieces, steps=4, micro_batch_tokens=32)
+    # Room for one row alone where the run begins, and for all where it goes on or is replayed.
+    monkeypatch.setattr(recipes, "choose_micro_batch", lambda *_, **__: 32)
+    run_pretrain(shards_folder, whole, steps=4, micro_batch_tokens="auto")
+    assert {each["micro_batch_tokens"] for each in read_journal(whole.folder)} == {32}
+    assert weights(whole.folder) == weights(pieces.folder)
+    monkeypatch.setattr(recipes, "choose_micro_batch", lambda *_, **__: 64)
+    run_pretrain(shards_folder, whole, steps=8, micro_batch_tokens="auto")
+    assert {each["micro_batch_tokens"] for each in read_journal(whole.folder)} == {32}
+    again, journal = make_place("again"), str(pieces.folder / "journal.jsonl")
+    run_pretrain(shards_folder, again, steps=None, replay=journal, micro_batch_tokens="auto")
+    assert weights(again.folder) == weights(pieces.folder)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import re
+from pathlib import Path
 
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Numbers of glibc's `mallopt` options."""
+_MEMINFO, _CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def fast_dtype() -> torch.dtype:
@@ -38,6 +42,21 @@ def release_memory() -> None:
     """Hand back to the system what a tuned process has freed: call between pieces of long work."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def free_memory() -> int:
+    """Bytes that a new program may take: of the GPU, else of the machine and its control group."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    known = _MEMINFO.read_text(encoding="ascii") if _MEMINFO.is_file() else ""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", known, re.MULTILINE)
+    if found is not None:  # pages that hold files can be had as well
+        free = [1024 * int(found[1])]
+    limit, used = (_CONTROL_GROUP / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
+        free.append(int(most) - int(used.read_text()))
+    return max(0, min(free))
 
 
 def describe_hardware() -> dict[str, str | int]:

@@ -40,3 +40,12 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+def read_micro_batch(path: Path) -> int | None:
+    """Tokens at once in the run that a journal is of; None where it has no whole line of that."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return int(json.loads(next(lines))["micro_batch_tokens"])
+    except (OSError, StopIteration, ValueError, KeyError, TypeError):
+        return None

@@ -160,6 +160,7 @@ class _Run:
         self.position = replace(self.position, step=step + 1)
         entry = {"step": step + 1, "share": share, "seconds": self.budget.elapsed()}
         entry |= {"factor": factor, "tokens": (step + 1) * config.batch_tokens}
+        entry |= {"micro_batch_tokens": config.micro_batch_rows * config.row_tokens}
         return entry | ({"loss": value, "norm": norm} if trouble is None else {"skipped": trouble})
 
     def measure(self, validate: Callable[[Transformer], float]) -> float:

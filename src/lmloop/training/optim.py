@@ -43,7 +43,7 @@ class Optimizer:
             name: each for name, each in model.named_parameters() if each.requires_grad
         }
         self.master = {name: p.detach().float().clone() for name, p in self._parameters.items()}
-        self._matrices = [name for name, p in self.master.items() if _is_hidden_matrix(name, p)]
+        self._matrices = [name for name, p in self.master.items() if is_hidden_matrix(name, p)]
         self._decay, self._l1, self._ema = weight_decay, l1, ema
         by_muon = self._matrices if method == "muon" else []
         scales = {} if scales is None else scales
@@ -64,7 +64,7 @@ class Optimizer:
             self._rules = [free]
         else:
             if by_muon:
-                parts = _take_apart(model, by_muon)
+                parts = take_apart(model, by_muon)
                 self._rules.append(Muon(self.master, parts, rates=self._rates, momentum=momentum))
             kind = "sgd" if method == "sgd" else "adamw"
             self._rules.append(
@@ -212,11 +212,12 @@ def _norms(grads: Mapping[str, Tensor]) -> list[Tensor]:
     return list(torch._foreach_norm(list(grads.values()), dtype=torch.float32))
 
 
-def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon may move it, and decay shrinks it: matrices of blocks."""
     return parameter.dim() == 2 and name.removeprefix("encoder.").startswith("blocks.")
 
 
-def _take_apart(model: Transformer, names: Sequence[str]) -> Iterator[Part]:
+def take_apart(model: Transformer, names: Sequence[str]) -> Iterator[Part]:
     """The matrices of which fused products are made."""
     parameters = dict(model.named_parameters())
     for name in names:

@@ -1,4 +1,4 @@
-"""What a recipe will cost, told before any work: parameters, memory, tokens and time.
+"""What a recipe will cost, told before any work: parameters, memory, tokens, time and money.
 
 Takes: a recipe's sections and the size of the text. Gives: a `Plan`; speed comes from a few steps
 on this machine, so nothing has to be known about it.
@@ -6,32 +6,37 @@ on this machine, so nothing has to be known about it.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-
-import numpy as np
-import torch
 
 from lmloop.learning import TrainConfig
 from lmloop.model.config import ModelConfig
-from lmloop.model.cost import (
-    cache_bytes_per_token,
-    count_parameters,
-    training_bytes,
-    training_flops_per_token,
-)
-from lmloop.model.hardware import fast_dtype
-from lmloop.model.init import initialise
-from lmloop.model.transformer import Transformer
+from lmloop.model.cost import cache_bytes_per_token, count_parameters, training_flops_per_token
+from lmloop.model.hardware import free_memory
 from lmloop.sections import ModelSection, parse_duration
-from lmloop.tokens.loader import Batch
-from lmloop.training.batch import batch_loss
-from lmloop.training.optim import Optimizer
+from lmloop.training.calibrate import Speed, measure_speed
+from lmloop.training.memory import Memory, advise, choose_micro_batch, plan_memory
+from lmloop.training.scaling import Expected
 from lmloop.training.shape import model_config
 
 CALIBRATION_SECONDS = 2.0
+"""Of all stages together."""
 BYTES_PER_TOKEN = 3.4
 """Of English under a byte-level BPE of a few thousand entries; only for text not yet tokenized."""
+VALIDATION_TOKENS = 32_768
+"""Tokens of one validation, each about a third of a trained one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """The text that is learnt from."""
+
+    bytes: int
+    tokens: int
+    answer_tokens: int
+    """Tokens that fine-tuning learns; all where it is not known."""
+    is_tokenized: bool
+    """Whether the tokens are counted, and not guessed from the bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +48,20 @@ class StagePlan:
     steps: int
     tokens: int
     epochs: float
-    """Passes over the text, from an estimate of its tokens."""
-    memory: dict[str, int]
-    """Bytes, a part each."""
+    """Passes over the text."""
+    flops: float
+    """Multiplications and additions of the model."""
+    tokens_per_second: float
+    memory: Memory
+    micro_batch_tokens: int
+    """Tokens in memory at once."""
+    advice: tuple[str, ...]
+    """What to change, one after the other, where it needs more memory than there is."""
+
+    @property
+    def flops_per_second(self) -> float:
+        """Arithmetic of the model while it learns."""
+        return self.flops / max(1, self.tokens) * self.tokens_per_second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,90 +71,126 @@ class Plan:
     parameters: int
     checkpoint_bytes: int
     cache_bytes_per_token: int
-    text_bytes: int
-    text_tokens: int
-    tokens_per_second: float
-    flops_per_second: float
+    text: Text
+    free_bytes: int
     stages: tuple[StagePlan, ...]
+    expected: Expected | None = None
+    """Loss behind pre-training on the validation text, in bits per byte; where it was fitted."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all training stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def cost(self, price: float) -> float:
+        """What the training stages cost at a price an hour."""
+        return self.seconds / 3600 * price
+
+
+def estimate_text(raw_bytes: int) -> Text:
+    """Text that is not tokenized yet."""
+    tokens = int(raw_bytes / BYTES_PER_TOKEN)
+    return Text(bytes=raw_bytes, tokens=tokens, answer_tokens=tokens, is_tokenized=False)
 
 
 def make_plan(
-    shape: ModelSection, *, vocab_size: int, stages: dict[str, TrainConfig], text_bytes: int
+    shape: ModelSection,
+    *,
+    vocab_size: int,
+    stages: Mapping[str, TrainConfig],
+    text: Text,
+    free: int | None = None,
 ) -> Plan:
-    """Foresee the training stages; takes about three seconds for the calibration."""
+    """Foresee the training stages; takes about three seconds for the calibration.
+
+    `free` are bytes of memory, those of this machine where it is None. A stage that does not fit is
+    planned as its first advice would have it run.
+    """
     config = model_config(shape, vocab_size=vocab_size)
+    free = free_memory() if free is None else free
     parameters = count_parameters(config)
-    text_tokens = int(text_bytes / BYTES_PER_TOKEN)
-    first = next(iter(stages.values()))
-    speed = _calibrate(config, first)
     return Plan(
         parameters=parameters,
         checkpoint_bytes=2 * parameters,
         cache_bytes_per_token=cache_bytes_per_token(config),
-        text_bytes=text_bytes,
-        text_tokens=text_tokens,
-        tokens_per_second=speed,
-        flops_per_second=speed * training_flops_per_token(config, row_tokens=first.row_tokens),
+        text=text,
+        free_bytes=free,
         stages=tuple(
-            _plan_stage(name, section, config, speed, text_tokens)
+            _plan_stage(
+                name, section, config, text, free=free, seconds=CALIBRATION_SECONDS / len(stages)
+            )
             for name, section in stages.items()
         ),
     )
 
 
 def _plan_stage(
-    name: str, section: TrainConfig, config: ModelConfig, speed: float, text_tokens: int
+    name: str,
+    section: TrainConfig,
+    config: ModelConfig,
+    text: Text,
+    *,
+    free: int,
+    seconds: float,
 ) -> StagePlan:
+    source = section.row_tokens if config.encoder is not None else 0
+    advice: tuple[str, ...] = ()
+    if section.micro_batch_tokens == "auto":
+        chosen = choose_micro_batch(config, section, free=free, source_tokens=source)
+        section = section.model_copy(update={"micro_batch_tokens": chosen})
+    else:
+        advice = tuple(advise(config, section, free=free, source_tokens=source))
+    share = text.answer_tokens / max(1, text.tokens) if name == "finetune" else 1.0
+    speed = _measure(
+        config, section, is_small=not advice, seconds=seconds, share=share, source=source
+    )
+    measured = VALIDATION_TOKENS * speed.token_seconds / 3
+    a_step = speed.step_seconds(section) + measured / section.validate_every
     if section.steps is not None:
         steps = section.steps
-        seconds = steps * section.batch_tokens / speed
+        budget = steps * a_step + measured
     else:
-        seconds = parse_duration(section.budget) if section.budget else 0.0
-        steps = int(seconds * speed / section.batch_tokens)
+        budget = parse_duration(section.budget) if section.budget else 0.0
+        steps = int(budget / a_step)
     tokens = steps * section.batch_tokens
-    memory = training_bytes(
-        config, batch_tokens=section.batch_tokens, row_tokens=section.row_tokens
-    )
+    a_token = training_flops_per_token(config, row_tokens=section.row_tokens, source_tokens=source)
     return StagePlan(
         stage=name,
-        seconds=seconds,
+        seconds=budget,
         steps=steps,
         tokens=tokens,
-        epochs=tokens / max(1, text_tokens),
-        memory=memory,
+        epochs=tokens / max(1, text.tokens),
+        flops=tokens * a_token,
+        tokens_per_second=section.batch_tokens / speed.step_seconds(section),
+        memory=plan_memory(config, section, source_tokens=source),
+        micro_batch_tokens=section.micro_batch_rows * section.row_tokens,
+        advice=advice,
     )
 
 
-def _calibrate(config: ModelConfig, section: TrainConfig) -> float:
-    """Tokens a second of whole training steps on random tokens."""
-    model = Transformer(config)
-    initialise(model, seed=0)
-    model.to(fast_dtype() if section.precision == "auto" else getattr(torch, section.precision))
-    optimizer = Optimizer(
-        model,
-        learning_rate=1e-4,
-        matrix_learning_rate=1e-4,
-        weight_decay=0.0,
-        method=section.optimizer,
+def _measure(
+    config: ModelConfig,
+    section: TrainConfig,
+    *,
+    is_small: bool,
+    seconds: float,
+    share: float,
+    source: int,
+) -> Speed:
+    """The speed of a model that fits; of one that does not, from its first layer by arithmetic."""
+    if is_small:
+        return measure_speed(
+            config, section, seconds=seconds, learnt_share=share, source_tokens=source
+        )
+    thin = replace(config, num_layers=1, mixers=config.mixers[:1])
+    a_row = section.model_copy(update={"micro_batch_tokens": section.row_tokens, "frozen": ()})
+    speed = measure_speed(thin, a_row, seconds=seconds, learnt_share=share, source_tokens=source)
+    whole, part = (
+        training_flops_per_token(each, row_tokens=section.row_tokens, source_tokens=source)
+        for each in (config, thin)
     )
-    batch = _random_batch(config, section)
-    seconds: list[float] = []
-    while not seconds or sum(seconds) < CALIBRATION_SECONDS:
-        start = time.perf_counter()
-        batch_loss(model, batch).backward()  # type: ignore[no-untyped-call]
-        optimizer.step(1.0, clip=1.0)
-        seconds.append(time.perf_counter() - start)
-    # The first steps pay for memory and for the choice of kernels.
-    return section.batch_tokens / float(np.median(seconds[1:] or seconds))
-
-
-def _random_batch(config: ModelConfig, section: TrainConfig) -> Batch:
-    shape = (section.batch_tokens // section.row_tokens, section.row_tokens)
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, shape)
-    learnt = np.ones(shape, dtype=np.bool_)
-    positions = np.broadcast_to(np.arange(section.row_tokens), shape).copy()
-    segments = np.zeros(shape, dtype=np.int64)
-    batch = Batch(ids, ids, learnt, segments, positions)
-    if config.encoder is None:
-        return batch
-    return replace(batch, source=ids, source_segments=segments, source_positions=positions)
+    grown = count_parameters(config) / count_parameters(thin)
+    return Speed(
+        token_seconds=speed.token_seconds * whole / part,
+        update_seconds=speed.update_seconds * grown,
+    )

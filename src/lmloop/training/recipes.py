@@ -19,7 +19,7 @@ from lmloop.errors import CorpusError, TrainingError
 from lmloop.learning import PretrainConfig, TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
-from lmloop.model.hardware import fast_dtype
+from lmloop.model.hardware import fast_dtype, free_memory
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress
@@ -32,7 +32,9 @@ from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.tokens.vector_files import load_vectors
 from lmloop.training.batch import mean_loss
 from lmloop.training.embeddings import initialise_embedding
+from lmloop.training.journal import read_micro_batch
 from lmloop.training.loop import JOURNAL, train
+from lmloop.training.memory import choose_micro_batch
 from lmloop.training.shape import model_config
 from lmloop.weights.checkpoint import load_model, save_model
 
@@ -179,6 +181,10 @@ def _make_checkpoint(
     )
     asked = config.precision
     model.to(fast_dtype() if asked == "auto" else getattr(torch, asked))
+    source_tokens = 0 if arrangement is None else arrangement.source_tokens
+    config = _settle_micro_batch(
+        config, model.config, run=run, source_tokens=source_tokens, progress=progress
+    )
     _require_room(model.config, run)
     run.mkdir(parents=True, exist_ok=True)
     result = train(
@@ -200,6 +206,26 @@ def _make_checkpoint(
         "parameters": count_parameters(model.config),
         "precision": str(model.embedding.weight.dtype).removeprefix("torch."),
     }
+
+
+def _settle_micro_batch(
+    config: TrainConfig, shape: ModelConfig, *, run: Path, source_tokens: int, progress: Progress
+) -> TrainConfig:
+    """Choose the micro-batch where the recipe leaves it open; as before in a run that goes on.
+
+    Where a batch is cut decides how its sums are rounded, so the choice stands in the journal and
+    is repeated with it, however much memory is free then.
+    """
+    if config.micro_batch_tokens != "auto":
+        return config
+    chosen = read_micro_batch(run / JOURNAL if config.replay is None else Path(config.replay))
+    if chosen is None or config.batch_tokens % chosen or chosen % config.row_tokens:
+        free = free_memory()
+        chosen = choose_micro_batch(shape, config, free=free, source_tokens=source_tokens)
+        progress.say(
+            f"micro_batch_tokens = {chosen} of {config.batch_tokens}: {free / 1e9:.1f} GB free"
+        )
+    return config.model_copy(update={"micro_batch_tokens": chosen})
 
 
 def _require_room(config: ModelConfig, run: Path) -> None:

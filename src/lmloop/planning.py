@@ -1,0 +1,141 @@
+"""The verb `plan`, from Python: what a recipe will cost and come to, before it is run.
+
+Takes: a recipe. Gives: a `Plan`. Text that is tokenized already is counted, other text is guessed;
+`fit` tokenizes it and trains small models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmloop.config import home_directory, load_recipe
+from lmloop.errors import RecipeError
+from lmloop.pipeline import walk
+from lmloop.progress import Progress, Silent
+from lmloop.recipe import Recipe
+from lmloop.stages import STAGES, Workshop, make_validation, tune
+from lmloop.store.artifact import Artifact, artifact_key
+
+if TYPE_CHECKING:
+    from lmloop.training.plan import Plan, Text
+    from lmloop.training.scaling import Expected
+
+FIT_SECONDS = 60.0
+
+
+def plan(
+    recipe: str | Path,
+    *,
+    home: str | Path | None = None,
+    fit: bool = False,
+    fit_seconds: float = FIT_SECONDS,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Plan:
+    """Parameters, memory, tokens, time and money of a recipe, before any work.
+
+    With `fit`, the loss that pre-training should end with as well: prepares and tokenizes the text
+    if that is not done yet, and trains small models for `fit_seconds` in all. Raises `RecipeError`
+    where the objective is not scored in bits per byte.
+    """
+    from lmloop.training.plan import make_plan
+
+    checked = load_recipe(recipe, overrides)
+    if fit and not checked.pretrain.is_scored_in_bytes:
+        raise RecipeError(
+            f"--fit foresees bits per byte, and pretrain.objective = "
+            f"{checked.pretrain.objective!r} has none: leave --fit out"
+        )
+    shop = Workshop(
+        recipe=checked,
+        home=home_directory(home),
+        progress=Silent() if progress is None else progress,
+    )
+    if fit:
+        tune()
+        made = walk(checked, home=shop.home, until="tokenize", progress=shop.progress)
+        shards: Artifact | None = made.artifacts["tokenize"]
+    else:
+        shards = find_tokenized(shop)
+    vocab_size, text = _read_sizes(checked, shards)
+    stages = {"pretrain": checked.pretrain}
+    if checked.model.kind == "decoder":
+        stages |= {"finetune": checked.finetune}  # type: ignore[dict-item]
+    made_plan = make_plan(checked.model, vocab_size=vocab_size, stages=stages, text=text)
+    if not fit or shards is None:
+        return made_plan
+    return replace(made_plan, expected=_fit(shop, shards, made_plan, seconds=fit_seconds))
+
+
+def find_tokenized(shop: Workshop) -> Artifact | None:
+    """The recipe's tokenized text, if it was made before."""
+    found: list[Artifact] = []
+    for name in ("prepare", "tokenize"):
+        stage = STAGES[name]
+        origins = [each["fingerprint"] for each in stage.sources(shop.recipe)]
+        key = artifact_key(
+            name, stage.settings(shop.recipe), origins + [each.fingerprint for each in found]
+        )
+        artifact = shop.store.find(name, key)
+        if artifact is None:
+            return None
+        found = [artifact]
+    return found[0]
+
+
+def _read_sizes(recipe: Recipe, shards: Artifact | None) -> tuple[int, Text]:
+    """Size of the vocabulary, and of the text to learn from."""
+    from lmloop.training.plan import Text, estimate_text
+
+    if shards is None:
+        from lmloop.corpus.read import read_sources
+
+        records = read_sources(recipe.prepare.sources)
+        raw_bytes = sum(each.record.raw_bytes for each in records)
+        return recipe.tokenize.vocab_size, estimate_text(raw_bytes)
+    from lmloop.tokens.shards import Shards
+    from lmloop.tokens.tokenizer import Tokenizer
+
+    train, counts = Shards.open(shards.path, "train"), shards.counts["train"]
+    text = Text(
+        bytes=int(train.document_bytes.sum()),
+        tokens=train.num_tokens,
+        answer_tokens=int(counts["answer_tokens"]) or train.num_tokens,
+        is_tokenized=True,
+    )
+    return Tokenizer.open(shards.path).vocab_size, text
+
+
+def _fit(shop: Workshop, shards: Artifact, plan: Plan, *, seconds: float) -> Expected:
+    """What the scaling law of small runs says of the recipe's own."""
+    from lmloop.tokens.arrangement import make_arrangement
+    from lmloop.tokens.loader import PackedLoader
+    from lmloop.tokens.shards import Shards
+    from lmloop.tokens.tokenizer import Tokenizer
+    from lmloop.training.pilot import run_pilots
+    from lmloop.training.scaling import count_repeated, fit_scaling
+
+    recipe, tokenizer = shop.recipe, Tokenizer.open(shards.path)
+    loader = PackedLoader(
+        Shards.open(shards.path, "train"),
+        row_tokens=recipe.pretrain.row_tokens,
+        document_id=tokenizer.document_id,
+        answers_only=False,
+        seed=recipe.seed,
+        arrangement=make_arrangement(recipe.pretrain, tokenizer),
+    )
+    runs = run_pilots(
+        recipe.pretrain,
+        recipe.model,
+        vocab_size=tokenizer.vocab_size,
+        loader=loader,
+        unique_tokens=plan.text.tokens,
+        seconds=seconds,
+        seed=recipe.seed,
+        validate=make_validation(shop, shards.path),
+        progress=shop.progress,
+    )
+    tokens = count_repeated(plan.stages[0].tokens, unique=plan.text.tokens)
+    return fit_scaling(runs).predict(parameters=plan.parameters, tokens=tokens)

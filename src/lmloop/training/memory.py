@@ -1,0 +1,260 @@
+"""The memory of a training run, told before there is any of it.
+
+Takes: a model's shape and a recipe's section. Gives: bytes a part, and how many there are at most
+at once. A step has three moments that can be the fullest: the end of the way forward, when all
+activations and the logits of a chunk exist; the end of the way back, when all gradients do; and the
+update, which makes something of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+
+from lmloop.errors import TrainingError
+from lmloop.learning import TrainConfig
+from lmloop.model.config import ModelConfig
+from lmloop.model.cost import activations_per_token
+from lmloop.model.hardware import fast_dtype
+from lmloop.model.transformer import Transformer
+from lmloop.training.loss import CHUNK_ELEMENTS, GROUP_ELEMENTS
+from lmloop.training.optim import is_hidden_matrix, take_apart
+from lmloop.training.scales import rate_scales
+
+USABLE_SHARE = 0.6
+"""Of the free memory of a machine without a GPU: a process that keeps freed memory for the next
+step held 13 to 54 % more than its tensors, because the gaps between them do not fit."""
+FULL = 4
+"""Bytes of a number in fp32."""
+_STATES = {"adamw": 2, "sgd": 1, "schedule-free": 3}
+"""Numbers that a rule keeps beside each master."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes a part; those from `activations` on exist during a part of each step only."""
+
+    weights: int
+    """Of the model, in the precision of its arithmetic."""
+    masters: int
+    """fp32 copies of what learns."""
+    optimizer: int
+    """Momenta and squares."""
+    averages: int
+    """Moving average, and with patience the best weights so far."""
+    gathered: int
+    """fp32 gradients of the micro-batches so far; none where the batch is in one piece."""
+    activations: int
+    """What forward keeps of one micro-batch for the way back."""
+    loss: int
+    """Logits of a chunk, gradients of a group of chunks, that of the head's matrix."""
+    gradients: int
+    """Of one micro-batch."""
+    last_layer: int
+    """Activations of one layer and the gradient of its largest matrix, while all gradients come."""
+    update: int
+    """What the rules make of the gradients on the way."""
+
+    @property
+    def kept(self) -> int:
+        """Bytes that are there all the time."""
+        return self.weights + self.masters + self.optimizer + self.averages + self.gathered
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment."""
+        forward = self.activations + self.loss
+        back = self.gradients + self.last_layer
+        # What was gathered is the gradient of the whole batch: the model's own is gone by then.
+        update = self.update + (0 if self.gathered else self.gradients)
+        return self.kept + max(forward, back, update)
+
+    @property
+    def snapshot(self) -> int:
+        """Bytes on the disk of one snapshot; a run has three of them while it writes one."""
+        return self.masters + self.optimizer + self.averages
+
+    def parts(self) -> dict[str, int]:
+        """All parts by name."""
+        return asdict(self)
+
+
+def plan_memory(config: ModelConfig, section: TrainConfig, *, source_tokens: int = 0) -> Memory:
+    """Foresee the memory of a run; `source_tokens` is the length of an encoder's rows.
+
+    Counts every token as learnt: fine-tuning learns fewer, so no batch of it is larger. Raises
+    `TrainingError` as `rate_scales` does.
+    """
+    with torch.device("meta"):
+        model = Transformer(config)
+    scales = rate_scales(model, frozen=section.frozen, layer_decay=section.layer_decay)
+    shapes = {name: each.shape for name, each in model.named_parameters()}
+    learnt = {name: shape.numel() for name, shape in shapes.items() if scales[name] > 0}
+    by_muon = [
+        name
+        for name, each in model.named_parameters()
+        if name in learnt and section.optimizer == "muon" and is_hidden_matrix(name, each)
+    ]
+    size = _element_bytes(section)
+    total, matrices = sum(learnt.values()), sum(learnt[name] for name in by_muon)
+    states = matrices + (total - matrices) * _STATES.get(section.optimizer, _STATES["adamw"])
+    is_gathered = section.micro_batch_rows < section.batch_rows
+    groups: Counter[tuple[int, int]] = Counter()
+    for part in take_apart(model, by_muon):
+        groups[part.rows.stop - part.rows.start, shapes[part.name][1]] += 1
+    grad_bytes = FULL if is_gathered else size
+    activations = _activation_bytes(config, section, source_tokens=source_tokens)
+    largest = max(shape.numel() for shape in shapes.values())
+    return Memory(
+        weights=size * sum(shape.numel() for shape in shapes.values()),
+        masters=FULL * total,
+        optimizer=FULL * states,
+        averages=FULL * total * ((section.ema is not None) + (section.patience is not None)),
+        gathered=FULL * total * is_gathered,
+        activations=activations,
+        loss=_loss_bytes(config, section),
+        gradients=size * total,
+        last_layer=activations // config.num_layers + size * largest,
+        update=_update_bytes(section, groups, rest=total - matrices, grad_bytes=grad_bytes),
+    )
+
+
+def usable_bytes(free: int) -> int:
+    """What tensors may take of so much free memory."""
+    return int(free * (0.9 if torch.cuda.is_available() else USABLE_SHARE))
+
+
+def choose_micro_batch(
+    config: ModelConfig, section: TrainConfig, *, free: int, source_tokens: int = 0
+) -> int:
+    """The most tokens at once whose peak fits into `free` bytes: a divisor of the batch.
+
+    Raises `TrainingError` where not even one row fits, with what would help.
+    """
+    chosen = _split_batch(config, section, free=free, source_tokens=source_tokens)
+    memory = plan_memory(config, chosen, source_tokens=source_tokens)
+    if memory.peak <= usable_bytes(free):
+        return chosen.micro_batch_rows * chosen.row_tokens
+    advice = advise(config, chosen, free=free, source_tokens=source_tokens)
+    raise TrainingError(
+        f"training needs {memory.peak / 1e6:,.0f} MB even with one row of {section.row_tokens} "
+        f"tokens at once, and of {free / 1e6:,.0f} MB free {usable_bytes(free) / 1e6:,.0f} may be "
+        "used: "
+        f"{', then '.join(advice)}"
+    )
+
+
+def advise(
+    config: ModelConfig, section: TrainConfig, *, free: int, source_tokens: int = 0
+) -> list[str]:
+    """What to change, one after the other, until a run fits into `free` bytes; each with its peak.
+
+    What costs least comes first; what does not lower the peak is left out. Empty where the run fits
+    as it is.
+    """
+    room = usable_bytes(free)
+    told: list[str] = []
+    peak = plan_memory(config, section, source_tokens=source_tokens).peak
+    if peak <= room:
+        return told
+    split = _split_batch(config, section, free=free, source_tokens=source_tokens)
+    changes: list[dict[str, object]] = [
+        {"micro_batch_tokens": split.micro_batch_tokens},
+        {"precision": "bfloat16"},
+        {"ema": None, "patience": None},
+        {"optimizer": "muon"},
+        {"optimizer": "sgd"},
+    ]
+    for change in changes:
+        trial = section.model_copy(update=change)
+        lower = plan_memory(config, trial, source_tokens=source_tokens).peak
+        if lower < peak:
+            named = {key: value for key, value in change.items() if getattr(section, key) != value}
+            told.append(f"{_spell(named)} needs {lower / 1e6:,.0f} MB")
+            section, peak = trial, lower
+        if peak <= room:
+            return told
+    return [*told, f"a model of {room / peak:.0%} of the parameters, or more memory"]
+
+
+def _spell(change: Mapping[str, object]) -> str:
+    """Keys as they are written into a recipe."""
+    pairs = (
+        f"no {key}" if value is None else f"{key} = {json.dumps(value)}"
+        for key, value in change.items()
+    )
+    return " and ".join(pairs)
+
+
+def _split_batch(
+    config: ModelConfig, section: TrainConfig, *, free: int, source_tokens: int
+) -> TrainConfig:
+    """The section with the largest micro-batch that fits; with one row where none does."""
+    rows, trial = section.batch_rows, section
+    for count in (each for each in range(rows, 0, -1) if rows % each == 0):
+        trial = section.model_copy(update={"micro_batch_tokens": count * section.row_tokens})
+        if plan_memory(config, trial, source_tokens=source_tokens).peak <= usable_bytes(free):
+            break
+    return trial
+
+
+def _element_bytes(section: TrainConfig) -> int:
+    """Bytes of a number in the arithmetic of forward and backward."""
+    asked = section.precision
+    dtype = fast_dtype() if asked == "auto" else getattr(torch, asked)
+    return int(dtype.itemsize)
+
+
+def _activation_bytes(config: ModelConfig, section: TrainConfig, *, source_tokens: int) -> int:
+    """What the blocks keep, what all of them share (masks, rotations), and the last norm."""
+    rows, length = section.micro_batch_rows, section.row_tokens
+    own = activations_per_token(config, row_tokens=length)
+    windows = {config.mixer(layer) for layer in range(config.num_layers)} & {"attention", "local"}
+    shared = len(windows) * length + 2 * config.rotary_dim * (config.positions == "rotary")
+    total = rows * length * (own + shared + 2 * config.hidden_size)
+    if config.encoder is not None and source_tokens:
+        read = activations_per_token(config.encoder, row_tokens=source_tokens)
+        total += rows * source_tokens * (read + 2 * source_tokens + 2 * config.hidden_size)
+    return _element_bytes(section) * total
+
+
+def _loss_bytes(config: ModelConfig, section: TrainConfig) -> int:
+    """The head's part, as `chunked_cross_entropy` goes about it, or all logits at once."""
+    if config.head == "none":
+        return 0
+    size, width, vocabulary = _element_bytes(section), config.hidden_size, config.vocab_size
+    tokens = section.micro_batch_rows * section.row_tokens
+    is_whole = config.head_bias or config.head == "transformed"
+    if is_whole or config.logit_scale != 1.0 or config.logit_cap is not None:
+        # Logits, their fp32 copy where they are not fp32, log-probabilities and their gradient.
+        return tokens * vocabulary * (size + 2 * FULL + FULL * (size != FULL))
+    chunk = min(tokens * vocabulary, max(CHUNK_ELEMENTS, vocabulary))
+    group = min(tokens * vocabulary, max(GROUP_ELEMENTS, vocabulary))
+    # Logits of a chunk; in fp32 they and their chances. Gradients of a group; the states'.
+    making = chunk * (size + FULL + FULL * (size != FULL)) + size * group + size * tokens * width
+    # Behind it the matrix's gradient is scaled and rounded: three of it at once.
+    taking = vocabulary * width * (FULL + size) + 2 * size * tokens * width
+    return FULL * vocabulary * width + max(making, taking)
+
+
+def _update_bytes(
+    section: TrainConfig,
+    groups: Mapping[tuple[int, int], int],
+    *,
+    rest: int,
+    grad_bytes: int,
+) -> int:
+    """Scratch of the largest rule; `groups` counts Muon's matrices by shape."""
+    most = 0
+    for (rows, columns), count in groups.items():
+        # Gradients in fp32; beside them two bf16 matrices of their shape and two squares.
+        inside = 2 * 2 * rows * columns + 2 * 2 * min(rows, columns) ** 2
+        stacked = grad_bytes * rows * columns * (grad_bytes != FULL)
+        most = max(most, count * (FULL * rows * columns + max(inside, stacked)))
+    if section.optimizer == "schedule-free":  # a parameter at a time
+        return most
+    return max(most, FULL * rest * (grad_bytes != FULL))

@@ -1,0 +1,55 @@
+"""The verb `plan` from Python: guessed text, counted text, and the loss to expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import lmloop
+from lmloop.errors import RecipeError
+from lmloop.tokens.shards import Shards
+
+from .conftest import Walked, make_conversations, write_recipe
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmloop.training.plan.CALIBRATION_SECONDS", 0.01)
+    monkeypatch.setattr("lmloop.training.pilot.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("lmloop.training.pilot.FEWEST_STEPS", 2)
+    monkeypatch.setattr("lmloop.planning.tune", lambda: None)
+
+
+def test_a_plan_is_made_before_any_work(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    plan = lmloop.plan(recipe, home=tmp_path / "home", **{"pretrain.steps": 30})
+    conversations = make_conversations(150, seed=9)
+    assert plan.text.bytes == sum(each.raw_bytes for each in conversations)
+    assert [stage.stage for stage in plan.stages] == ["pretrain", "finetune"]
+    assert plan.stages[0].tokens == 30 * 64
+    assert plan.expected is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["talks.jsonl", "tiny.toml"]
+
+
+def test_text_that_is_tokenized_is_counted(walked: Walked) -> None:
+    plan = lmloop.plan(walked.recipe, home=walked.home)
+    train = Shards.open(walked.made.artifacts["tokenize"].path, "train")
+    assert plan.text.is_tokenized
+    assert plan.text.tokens == train.num_tokens
+    assert 0 < plan.text.answer_tokens < plan.text.tokens
+
+
+def test_small_runs_tell_the_loss_to_expect(tmp_path: Path) -> None:
+    recipe, home = write_recipe(tmp_path), tmp_path / "home"
+    wide = {"model.head_dim": 16, "model.hidden_size": 32}
+    plan = lmloop.plan(recipe, home=home, fit=True, fit_seconds=0.1, **wide)
+    assert plan.expected is not None
+    assert 0 < plan.expected.low < plan.expected.loss < plan.expected.high
+    assert plan.text.is_tokenized
+
+
+def test_a_loss_that_is_not_told_in_bytes_is_refused(tmp_path: Path) -> None:
+    change = {"pretrain.objective": "masked", "tokenize.extra_tokens": ["<|mask|>"]}
+    with pytest.raises(RecipeError, match=r"--fit foresees bits per byte.*'masked'"):
+        lmloop.plan(write_recipe(tmp_path), fit=True, home=tmp_path / "home", **change)

@@ -1,0 +1,140 @@
+"""Memory foretold against memory counted, and what is done where it is not enough."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmloop.errors import TrainingError
+from lmloop.learning import PretrainConfig
+from lmloop.model.config import ModelConfig
+from lmloop.training.memory import (
+    USABLE_SHARE,
+    advise,
+    choose_micro_batch,
+    plan_memory,
+    usable_bytes,
+)
+
+from ..conftest import tiny_shape
+from .live_bytes import RESIDENT, count_live_bytes, make_section, make_shape
+
+WIDE, LONG, LARGE_HEAD = make_shape(256, 3, 500), make_shape(64, 2, 300), make_shape(128, 2, 9000)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd", "schedule-free"])
+@pytest.mark.parametrize(
+    ("shape", "section"),
+    [
+        (WIDE, make_section(128)),
+        (WIDE, make_section(512, micro_batch_tokens=128)),
+        (LONG, make_section(2048, 256)),
+        (LARGE_HEAD, make_section(512)),
+    ],
+    ids=["the update", "pieces", "activations", "the head"],
+)
+def test_memory_is_foretold_within_a_tenth(
+    shape: ModelConfig, section: PretrainConfig, optimizer: str, precision: str
+) -> None:
+    section = section.model_copy(update={"optimizer": optimizer, "precision": precision})
+    counted = count_live_bytes(shape, section)
+    assert plan_memory(shape, section).peak == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"ema": 0.9}, {"frozen": ("embedding.*", "blocks.0.*")}, {"ema": 0.9, "l1": 0.1}]
+)
+def test_averages_and_frozen_parts_are_counted(change: dict[str, Any]) -> None:
+    section = make_section(128, **change)
+    counted = count_live_bytes(WIDE, section)
+    assert plan_memory(WIDE, section).peak == pytest.approx(counted, rel=0.1)
+
+
+def test_each_part_has_the_bytes_of_its_numbers() -> None:
+    shape = tiny_shape(num_layers=1, vocab_size=50)
+    # Embedding 50·24, two norms and the last of 24, of heads 2·8; matrices of attention
+    # (32 + 16 + 16 + 32)·24 and of the feed-forward layer 3·24·40.
+    matrices, rest = 96 * 24 + 3 * 24 * 40, 50 * 24 + 3 * 24 + 2 * 8
+    total = matrices + rest
+    section = make_section(64, 32, precision="bfloat16", ema=0.9, patience=2)
+    memory = plan_memory(shape, section)
+    assert (memory.weights, memory.masters, memory.gradients) == (2 * total, 4 * total, 2 * total)
+    assert memory.optimizer == 4 * matrices + 8 * rest
+    assert (memory.averages, memory.gathered) == (8 * total, 0)
+    assert memory.snapshot == memory.masters + memory.optimizer + memory.averages
+    for method, states in (("adamw", 2), ("sgd", 1), ("schedule-free", 3)):
+        other = plan_memory(shape, make_section(64, 32, optimizer=method))
+        assert other.optimizer == 4 * states * total
+    assert plan_memory(shape, make_section(64, 32, micro_batch_tokens=32)).gathered == 4 * total
+
+
+def test_nothing_is_advised_where_all_fits() -> None:
+    assert advise(WIDE, make_section(), free=10**12) == []
+    assert choose_micro_batch(WIDE, make_section(), free=10**12) == 256
+
+
+def test_the_largest_micro_batch_that_fits_is_chosen() -> None:
+    section = make_section(2048, 64)
+    peaks = {
+        tokens: plan_memory(LONG, section.model_copy(update={"micro_batch_tokens": tokens})).peak
+        for tokens in (512, 1024)
+    }
+    assert peaks[512] < peaks[1024]
+    for tokens in (512, 1024):
+        free = int(peaks[tokens] / USABLE_SHARE) + 1
+        assert choose_micro_batch(LONG, section, free=free) == tokens
+        assert plan_memory(LONG, section).peak > usable_bytes(free)
+
+
+def test_what_to_change_is_told_in_order_with_its_bytes() -> None:
+    section = make_section(2048, 64, ema=0.9, optimizer="adamw")
+    least = plan_memory(
+        WIDE, make_section(2048, 64, micro_batch_tokens=64, precision="bfloat16", optimizer="muon")
+    ).peak
+    told = advise(WIDE, section, free=int(least / USABLE_SHARE) + 1)
+    assert [line.split(" needs ")[0] for line in told] == [
+        "micro_batch_tokens = 64",
+        'precision = "bfloat16"',
+        "no ema",
+        'optimizer = "muon"',
+    ]
+    assert told[-1].endswith(f"needs {least / 1e6:,.0f} MB")
+
+
+def test_a_model_that_fits_in_no_way_is_refused_with_what_would_help() -> None:
+    with pytest.raises(TrainingError, match=r"needs \d+ MB even with one row of 64 tokens") as told:
+        choose_micro_batch(WIDE, make_section(), free=8_000_000)
+    assert "a model of" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [("muon", "bfloat16"), ("adamw", "float32"), ("schedule-free", "float32")],
+)
+def test_a_process_that_hands_freed_memory_back_holds_what_was_foretold(
+    optimizer: str, precision: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.live_bytes", optimizer, precision],
+        cwd=ROOT,
+        # Large blocks go back to the system when they are freed: no gaps between them are counted.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 18)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    section = make_section(2048, 256, optimizer=optimizer, precision=precision)
+    assert plan_memory(RESIDENT, section).peak == pytest.approx(int(done.stdout), rel=0.1)
