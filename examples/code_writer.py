@@ -25,7 +25,7 @@ from lmloop.tokens.code_tokens import CodeTokens, name_codes
 from lmloop.tokens.tokenizer import DOCUMENT, STOP, Tokenizer, train_tokenizer
 from lmloop.training.loss import head_loss
 from lmloop.training.optim import Optimizer
-from lmloop.training.schedule import warmup_stable_decay
+from lmloop.training.schedule import rate_factor
 
 Document = tuple[str, NDArray[np.int64]]
 """A text, and its codes [S, L]."""
@@ -81,7 +81,7 @@ class CodeWriter:
             learnt = (targets.flatten() != NOTHING).nonzero()[:, 0]
             loss = head_loss(transformer, states[learnt], targets.flatten()[learnt])
             loss.backward()
-            factor = warmup_stable_decay(step / steps, warmup_share=0.02, decay_share=0.6)
+            factor = rate_factor(step / steps, curve="wsd", warmup_share=0.02, decay_share=0.6)
             optimizer.step(factor, clip=1.0)
             if step == 1 or step % 50 == 0 or step == steps:
                 seconds = process_time() - began
