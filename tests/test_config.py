@@ -302,3 +302,9 @@ def test_reading_a_recipe_imports_no_heavy_library() -> None:
     code = f"import sys, lmloop.config; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("name", ["chat", "my_files"])
+def test_the_recipes_that_come_along_can_be_read(name: str) -> None:
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / f"{name}.toml")
+    assert recipe.name == name.replace("_", "-")

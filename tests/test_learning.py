@@ -95,3 +95,11 @@ def test_a_micro_batch_can_be_left_open() -> None:
     assert config.micro_batch_rows == config.batch_rows == 8
     with pytest.raises(ValidationError, match="micro_batch_tokens"):
         TrainConfig.model_validate({"steps": 1, "micro_batch_tokens": "some"})
+
+
+def test_options_of_an_adapter_need_its_rank() -> None:
+    config = PretrainConfig(steps=1, lora_rank=4, lora_targets=("q_proj",), dora=True)
+    assert (config.lora_rank, config.lora_alpha, config.lora_targets) == (4, 16.0, ("q_proj",))
+    for option in ({"lora_alpha": 8.0}, {"lora_targets": ("q_proj",)}, {"dora": True}):
+        with pytest.raises(ValidationError, match="needs lora_rank: add it"):
+            PretrainConfig(steps=1, **option)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ from lmloop.store.registry import find_live
 class WordStage(Stage):
     """A stage whose only file tells its settings; the first one reads a source by name."""
 
-    def sources(self, recipe: Recipe) -> list[dict[str, str]]:
+    def sources(self, recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
         if self.needs:
             return []
         source = recipe.prepare.sources[0]
@@ -152,6 +152,12 @@ def test_missing_word_vectors_are_told_before_any_work(house: House) -> None:
     assert house.worked == []
     house.walk(until="tokenize", model__vectors="nowhere.vec")
     assert house.worked == ["prepare", "tokenize"]
+
+
+def test_a_base_that_was_not_pulled_is_told_before_any_work(house: House) -> None:
+    with pytest.raises(ArtifactError, match="run lmloop pull smollm2-135m-instruct"):
+        house.walk(model__base="smollm2-135m-instruct")
+    assert house.worked == []
 
 
 def test_a_second_walk_makes_nothing(house: House) -> None:

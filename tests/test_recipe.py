@@ -189,3 +189,12 @@ def test_a_permutation_needs_layers_that_take_in_its_order_and_positions(
     recipe(pretrain=MASKED, **given)
     with pytest.raises(ValidationError, match=told):
         recipe(pretrain={**MASKED, "objective": "permutation"}, **given)
+
+
+def test_a_base_brings_its_tokenizer_and_learns_next_tokens() -> None:
+    base = {"base": "smollm2-135m-instruct"}
+    assert recipe(model=base).model.base == "smollm2-135m-instruct"
+    with pytest.raises(ValidationError, match=r"brings its own tokenizer: leave \[tokenize\] out"):
+        recipe(model=base, tokenize={"vocab_size": 500})
+    with pytest.raises(ValidationError, match="begins with a new model: take 'causal'"):
+        recipe(model=base, pretrain={"steps": 1, "objective": "prefix"})

@@ -158,3 +158,9 @@ def test_extra_tokens_are_names_of_their_own_with_room_beside_them(
 def test_a_list_of_toml_names_a_mixer_a_layer() -> None:
     section = ModelSection.model_validate({"num_layers": 2, "mixers": ["gru", "attention"]})
     assert section.mixers == ("gru", "attention")
+
+
+def test_beside_a_base_only_the_length_that_training_uses_is_given() -> None:
+    assert ModelSection(base="theirs", context_length=256).context_length == 256
+    with pytest.raises(ValidationError, match="base brings its own shape: leave out hidden_size"):
+        ModelSection(base="theirs", hidden_size=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,20 @@ from typing import Any
 import pytest
 
 from lmloop.config import build_recipe
-from lmloop.errors import SourceError
+from lmloop.errors import ArtifactError, SourceError
+from lmloop.progress import Silent
 from lmloop.recipe import Recipe
 from lmloop.stages import STAGES
-from lmloop.store.artifact import artifact_key
+from lmloop.store.artifact import ArtifactStore, artifact_key
 
 from .conftest import Walked
 
 NAMES = list(STAGES)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "home")
 
 
 def make_recipe(**changes: Any) -> Recipe:
@@ -42,6 +49,7 @@ def test_every_stage_needs_only_stages_before_it() -> None:
     [
         ({"seed": 1}, {"prepare", "pretrain", "finetune", "evaluate"}),
         ({"prepare__min_turns": 3}, {"prepare"}),
+        ({"prepare__outside": ["b.txt"]}, {"prepare"}),
         ({"tokenize__vocab_size": 500}, {"tokenize"}),
         ({"model__context_length": 1024}, {"tokenize", "pretrain"}),
         ({"pretrain__steps": 3}, {"pretrain"}),
@@ -98,38 +106,39 @@ def test_only_the_first_stage_reads_raw_files(walked: Walked) -> None:
         assert bool(raw) == (name == "prepare")
 
 
-def test_raw_files_are_known_by_their_content(walked: Walked) -> None:
+def test_raw_files_are_known_by_their_content(walked: Walked, store: ArtifactStore) -> None:
     from lmloop.config import load_recipe
 
     recipe = load_recipe(walked.recipe)
-    (origin,) = STAGES["prepare"].sources(recipe)
+    (origin,) = STAGES["prepare"].sources(recipe, store)
     made_from = walked.made.artifacts["prepare"].made_from
     assert [dict(each) for each in made_from] == [origin]
-    assert STAGES["tokenize"].sources(recipe) == []
+    assert STAGES["tokenize"].sources(recipe, store) == []
 
 
-def test_word_vectors_are_a_raw_file_of_a_new_model_known_by_content(tmp_path: Path) -> None:
-    assert STAGES["pretrain"].sources(make_recipe()) == []
+def test_word_vectors_are_a_raw_file_of_a_new_model_known_by_content(
+    tmp_path: Path, store: ArtifactStore
+) -> None:
+    assert STAGES["pretrain"].sources(make_recipe(), store) == []
     path = tmp_path / "sea.vec"
     path.write_text("1 2\nsea 0.5 1\n")
     recipe = make_recipe(model__vectors=str(path))
-    (origin,) = STAGES["pretrain"].sources(recipe)
+    (origin,) = STAGES["pretrain"].sources(recipe, store)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert origin == {"kind": "raw", "source": "sea.vec", "fingerprint": sha256}
-    assert STAGES["finetune"].sources(recipe) == []
+    assert STAGES["finetune"].sources(recipe, store) == []
 
 
-def test_word_vectors_that_are_missing_are_told_in_one_line() -> None:
+def test_word_vectors_that_are_missing_are_told_in_one_line(store: ArtifactStore) -> None:
     recipe = make_recipe(model__vectors="nowhere.vec")
     with pytest.raises(SourceError, match=r"model\.vectors = 'nowhere\.vec' is no file") as caught:
-        STAGES["pretrain"].sources(recipe)
+        STAGES["pretrain"].sources(recipe, store)
     assert "\n" not in str(caught.value)
 
 
 def test_training_is_measured_in_bits_per_byte_of_the_validation_split(walked: Walked) -> None:
     from lmloop.config import load_recipe
     from lmloop.inference.load import load
-    from lmloop.progress import Silent
     from lmloop.stages import Workshop, make_validation
 
     made = walked.made.artifacts
@@ -145,3 +154,69 @@ def test_training_is_measured_in_bits_per_byte_of_the_validation_split(walked: W
 def test_each_stage_begins_where_the_one_before_has_ended(walked: Walked) -> None:
     created = [walked.made.artifacts[name].created for name in NAMES]
     assert all(one <= other for one, other in pairwise(created))
+
+
+WORDS = ("the sea", "a house", "green tea", "one train", "no idea", "far away", "it is", "we go")
+
+
+def write_pages(folder: Path, count: int, *, seed: int) -> Path:
+    """A folder of short documents."""
+    folder.mkdir()
+    draw = random.Random(seed)
+    for number in range(count):
+        text = ". ".join(f"{draw.choice(WORDS)} {draw.randrange(1000)}" for _ in range(12))
+        (folder / f"{number}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def based(walked: Walked, tmp_path: Path) -> Recipe:
+    """A recipe that begins with the tiny model that another one has made."""
+    sources = {
+        name: [str(write_pages(tmp_path / name, 60, seed=number))]
+        for number, name in enumerate(("sources", "rehearsal", "outside"))
+    }
+    shares = {"heldout_share": 0.2, "validation_share": 0.2}
+    sizes = {"batch_tokens": 64, "row_tokens": 32, "lora_rank": 2, "precision": "float32"}
+    data = {
+        "name": "mine",
+        "prepare": {**sources, **shares, "near_duplicate_similarity": "none"},
+        "model": {"base": str(walked.made.artifacts["pretrain"].path), "context_length": 64},
+        "pretrain": {"steps": 30, "learning_rate": 0.02, **sizes},
+        "finetune": {"steps": 1, "batch_tokens": 64, "row_tokens": 32},
+        "evaluate": {"candidates": 3, "openers": 2, "max_tokens": 4},
+    }
+    return build_recipe(data)
+
+
+def test_a_recipe_with_a_base_tunes_it_and_measures_both(
+    based: Recipe, walked: Walked, tmp_path: Path
+) -> None:
+    from lmloop.pipeline import walk
+    from lmloop.tokens.tokenizer import Tokenizer
+
+    made = walk(based, home=tmp_path / "home", until="evaluate", progress=Silent())
+    pretrained, report = made.artifacts["pretrain"], made.artifacts["evaluate"]
+    theirs = walked.made.artifacts["pretrain"]
+    ours = {"kind": "checkpoint", "fingerprint": theirs.fingerprint}
+    for stage in ("tokenize", "pretrain", "evaluate"):
+        assert ours in [dict(each) for each in made.artifacts[stage].made_from]
+    assert made.artifacts["finetune"] is pretrained
+    assert Tokenizer.open(pretrained.path).definition == Tokenizer.open(theirs.path).definition
+    assert Tokenizer.open(pretrained.path).chat_template is not None
+    assert (pretrained.path / "adapter" / "adapter_model.safetensors").is_file()
+    counts = report.counts
+    assert counts["bits_per_byte"] < counts["base_bits_per_byte"] - 0.01
+    for name in ("rehearsal", "outside"):
+        assert counts[f"{name}_bits_per_byte"] != counts[f"base_{name}_bits_per_byte"]
+        assert name in made.artifacts["prepare"].counts
+        assert made.artifacts["tokenize"].counts[name]["heldout"]["documents"] > 5
+
+
+def test_a_base_that_is_not_here_is_told_before_its_text_is_tokenized(
+    store: ArtifactStore,
+) -> None:
+    recipe = make_recipe(model__base="smollm2-135m-instruct")
+    with pytest.raises(ArtifactError, match="run lmloop pull smollm2-135m-instruct"):
+        STAGES["tokenize"].sources(recipe, store)
+    assert STAGES["finetune"].sources(recipe, store) == []

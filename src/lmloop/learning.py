@@ -60,6 +60,17 @@ class TrainConfig(Section):
     frozen: tuple[str, ...] = Field(default=(), strict=False)
     """Patterns of parameters that stay as they are, such as `"embedding.*"` or `"blocks.[0-3].*"`.
     """
+    lora_rank: int | None = Field(default=None, ge=1, le=65_536)
+    """Learn a small product of this rank beside each matrix, and nothing else; absent: all learns.
+    """
+    lora_alpha: float = Field(default=16.0, gt=0)
+    """The product is multiplied with this over its rank."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the numbers that go into the product that training forgets at random."""
+    lora_targets: tuple[str, ...] = Field(default=(), strict=False)
+    """Ends of the names of the matrices, as `"q_proj"`; empty: all but the output projection."""
+    dora: bool = False
+    """Learn the length of each row of the sum by itself (needs `lora_rank`)."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Each layer's rates are those of the layer above times this; the embedding's come last."""
     patience: int | None = Field(default=None, ge=1)
@@ -95,6 +106,13 @@ class TrainConfig(Section):
                 f"micro_batch_tokens = {at_once} must be a multiple of row_tokens = "
                 f"{self.row_tokens} and divide batch_tokens = {self.batch_tokens}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lora(self) -> TrainConfig:
+        asked = {"lora_alpha", "lora_dropout", "lora_targets", "dora"} & self.model_fields_set
+        if asked and self.lora_rank is None:
+            raise ValueError(f"{sorted(asked)[0]} needs lora_rank: add it, such as lora_rank = 16")
         return self
 
     @model_validator(mode="after")
@@ -151,6 +169,8 @@ class PretrainConfig(TrainConfig):
     """Share of texts whose middle is put last (fill-in-the-middle)."""
     span_length: float = Field(default=3.0, ge=1)
     """Tokens of a span on average (span-corruption)."""
+    rehearsal_share: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the rows that are of `prepare.rehearsal`, where a recipe has it."""
 
     @property
     def is_scored_in_bytes(self) -> bool:

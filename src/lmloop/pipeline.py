@@ -20,7 +20,7 @@ from lmloop.config import database_setting
 from lmloop.errors import CompressionError, RecipeError
 from lmloop.progress import Progress
 from lmloop.recipe import Recipe
-from lmloop.stages import STAGES, Stage, Workshop, find_vectors
+from lmloop.stages import STAGES, Stage, Workshop, find_base, find_vectors
 from lmloop.store.artifact import Artifact, artifact_key, open_artifact
 from lmloop.store.database import database_url, open_database
 from lmloop.store.lineage import walk_back
@@ -49,12 +49,15 @@ def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -
     Text without conversations is not fine-tuned unless that is what was asked for. A compression
     that would cost too much quality is refused by its stage; with `until` None the walk says so and
     goes on with the uncompressed model. Raises `RecipeError` for a model that does not continue
-    text where more is asked for than to pre-train it, `SourceError` where word vectors are missing.
+    text where more is asked for than to pre-train it, `SourceError` or `ArtifactError`
+    where word vectors or the model to begin with are missing.
     """
     _require_decoder(recipe, until)
     if until not in ("prepare", "tokenize"):
         find_vectors(recipe)
     shop = Workshop(recipe=recipe, home=home, progress=progress)
+    if until != "prepare":
+        find_base(recipe, shop.store)
     made: dict[str, Artifact] = {}
     with shop.store.use():
         if until is not None:
@@ -127,7 +130,7 @@ def make(
     `raw` are inputs that are no artifacts (files, events), with kind, source and fingerprint.
     Raises `BusyError` where another process is making the same.
     """
-    origins = [*stage.sources(shop.recipe), *raw, *map(_origin, inputs.values())]
+    origins = [*stage.sources(shop.recipe, shop.store), *raw, *map(_origin, inputs.values())]
     key = artifact_key(
         stage.name,
         stage.settings(shop.recipe),

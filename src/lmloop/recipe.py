@@ -96,6 +96,19 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_base(self) -> Recipe:
+        if self.model.base is None:
+            return self
+        if self.tokenize.model_fields_set:
+            raise ValueError("model.base brings its own tokenizer: leave [tokenize] out")
+        if self.pretrain.objective != "causal":
+            raise ValueError(
+                f"pretrain.objective = {self.pretrain.objective!r} begins with a new model: take "
+                "'causal' or leave model.base out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_objective(self) -> Recipe:
         objective, kind = self.pretrain.objective, self.model.kind
         if objective not in OBJECTIVES[kind]:

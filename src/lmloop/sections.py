@@ -50,6 +50,10 @@ class PrepareConfig(Section):
 
     sources: tuple[str, ...] = Field(min_length=1, strict=False)
     """Files, folders, globs, or `package:NAME/PATH` for a file inside an installed package."""
+    rehearsal: tuple[str, ...] = Field(default=(), strict=False)
+    """Sources of other text, mixed in by `pretrain.rehearsal_share` so that it is not forgotten."""
+    outside: tuple[str, ...] = Field(default=(), strict=False)
+    """Sources of text that no training reads: the report tells what training costs elsewhere."""
     min_characters: int = Field(default=20, ge=0)
     """Shorter records are dropped (characters after normalisation)."""
     max_characters: int = Field(default=1_000_000, ge=1)
@@ -115,6 +119,9 @@ class TokenizeConfig(Section):
 class ModelSection(Section):
     """The shape of the model; as it stands a decoder of Qwen3's shape (RMSNorm, rotary, SwiGLU)."""
 
+    base: str | None = None
+    """Model to begin with instead of a new one: a name that was pulled, a folder or a `.gguf` file.
+    It brings shape, tokenizer and chat template."""
     kind: Literal["decoder", "encoder", "encoder-decoder"] = "decoder"
     """What it does: continue text, read it both ways, or read one text and write another."""
     num_layers: int = Field(default=6, ge=1)
@@ -130,7 +137,7 @@ class ModelSection(Section):
     intermediate_size: int = Field(default=1024, ge=0)
     """Width of the feed-forward layer; 0: there is none."""
     context_length: int = Field(default=512, ge=8)
-    """Positions that the model is made for, in tokens."""
+    """Positions that the model is made for, in tokens; with `base`, those that training uses."""
     mixers: tuple[Literal["attention", "local", "lstm", "gru", "convolution"], ...] = Field(
         default=(), strict=False
     )
@@ -179,6 +186,13 @@ class ModelSection(Section):
     """File of word vectors that the embedding begins with, `hidden_size` numbers a word."""
     freeze_embedding: bool = False
     """Keep the embedding as it begins; for `vectors`, with `tie_embeddings = false`."""
+
+    @model_validator(mode="after")
+    def _check_base(self) -> ModelSection:
+        others = sorted(self.model_fields_set - {"base", "context_length"})
+        if self.base is not None and others:
+            raise ValueError(f"base brings its own shape: leave out {', '.join(others)}")
+        return self
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelSection:

@@ -21,9 +21,12 @@ from lmloop.recipe import Recipe
 from lmloop.store.artifact import Artifact, ArtifactStore, hash_file
 
 if TYPE_CHECKING:
+    from lmloop.store.bases import Base
     from lmloop.training.recipes import Validate
 
 Inputs = Mapping[str, Artifact]
+REHEARSAL, OUTSIDE = "rehearsal", "outside"
+"""Folders within corpus and shards: text that is not to be forgotten, and text only measured."""
 VALIDATION_TOKENS = 32_768
 """Validation tokens read each time while training: enough to see a curve, a second to compute."""
 
@@ -55,8 +58,8 @@ class Stage:
     """Parts of the recipe that decide its result."""
     work: Callable[[Workshop, Inputs, Path, Path], Mapping[str, Any]]
     """Writes the artifact's files into the first folder, may keep state in the second; counts."""
-    raw: Callable[[Recipe], list[dict[str, str]]] | None = None
-    """Its inputs that are files, each with kind, source and fingerprint."""
+    raw: Callable[[Recipe, ArtifactStore], list[dict[str, str]]] | None = None
+    """Its inputs that no stage makes, each with kind and fingerprint, and a source if a file."""
     numeric: bool = True
     """Whether its result depends on PyTorch and the processor."""
 
@@ -65,9 +68,9 @@ class Stage:
         data = recipe.model_dump(mode="json")
         return {name: data[name] for name in self.sections}
 
-    def sources(self, recipe: Recipe) -> list[dict[str, str]]:
-        """Raw inputs with their fingerprints: the text, and the word vectors of a new model."""
-        return [] if self.raw is None else self.raw(recipe)
+    def sources(self, recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
+        """What no stage makes, with fingerprints: text, word vectors, the model to begin with."""
+        return [] if self.raw is None else self.raw(recipe, store)
 
     def release(self) -> None:
         """Hand freed memory back to the system, so that stages' peaks do not add up."""
@@ -86,18 +89,33 @@ class Stage:
         return own | describe_hardware()
 
 
-def _trace_text(recipe: Recipe) -> list[dict[str, str]]:
+def _trace_text(recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
     from lmloop.corpus.prepare import fingerprint_sources
 
-    return fingerprint_sources(recipe.prepare.sources)
+    config = recipe.prepare
+    return fingerprint_sources([*config.sources, *config.rehearsal, *config.outside])
 
 
-def _trace_vectors(recipe: Recipe) -> list[dict[str, str]]:
+def _trace_base(recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
+    base = find_base(recipe, store)
+    return [] if base is None else [base.origin]
+
+
+def _trace_beginning(recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
     path = find_vectors(recipe)
     if path is None:
-        return []
+        return _trace_base(recipe, store)
     name = path.name if path.is_absolute() else str(path)
     return [{"kind": "raw", "source": name, "fingerprint": hash_file(path)}]
+
+
+def find_base(recipe: Recipe, store: ArtifactStore) -> Base | None:
+    """The model that a recipe begins with, if it names one; raises as `lmloop.store.bases` does."""
+    if recipe.model.base is None:
+        return None
+    from lmloop.store.bases import find_base
+
+    return find_base(recipe.model.base, store)
 
 
 def find_vectors(recipe: Recipe) -> Path | None:
@@ -117,27 +135,48 @@ def _prepare(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping
     from lmloop.corpus.prepare import prepare
 
     recipe = shop.recipe
-    return prepare(recipe.prepare, folder, seed=recipe.seed, progress=shop.progress).counts
+    work = partial(prepare, seed=recipe.seed, progress=shop.progress)
+    counts = work(recipe.prepare, folder).counts
+    # Of text that is only measured a third is measured.
+    thirds = {"heldout_share": 0.34, "validation_share": 0.33}
+    for name, changes in ((REHEARSAL, {}), (OUTSIDE, thirds)):
+        if sources := getattr(recipe.prepare, name):
+            (folder / name).mkdir()
+            other = recipe.prepare.model_copy(update={"sources": sources, **changes})
+            counts[name] = work(other, folder / name).counts
+    return counts
 
 
 def _tokenize(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
     from lmloop.corpus.splits import read_split
     from lmloop.tokens.tokenize import tokenize
+    from lmloop.tokens.tokenizer import Tokenizer
 
-    return tokenize(
-        shop.recipe.tokenize,
-        partial(read_split, inputs["prepare"].path),
-        folder,
-        context_length=shop.recipe.model.context_length,
+    recipe, corpus = shop.recipe, inputs["prepare"].path
+    work = partial(
+        tokenize,
+        recipe.tokenize,
+        context_length=recipe.model.context_length,
         progress=shop.progress,
     )
+    base, tokenizer = find_base(recipe, shop.store), None
+    if base is not None:
+        from lmloop.inference.load import load_tokenizer
+
+        tokenizer = load_tokenizer(base.path).part_documents()
+    counts = work(partial(read_split, corpus), folder, tokenizer=tokenizer)
+    for name in _others(corpus):
+        (folder / name).mkdir()
+        read, tokenizer = partial(read_split, corpus / name), Tokenizer.open(folder)
+        counts[name] = work(read, folder / name, tokenizer=tokenizer)
+    return counts
 
 
 def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
     tune()
     from lmloop.training.recipes import pretrain
 
-    shards = inputs["tokenize"].path
+    shards, base = inputs["tokenize"].path, find_base(shop.recipe, shop.store)
     return pretrain(
         shop.recipe.pretrain,
         shop.recipe.model,
@@ -148,6 +187,7 @@ def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         validate=make_validation(shop, shards),
         clock=time.monotonic,
         progress=shop.progress,
+        base=None if base is None else base.path,
     )
 
 
@@ -178,16 +218,20 @@ def _evaluate(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
     from lmloop.tokens.shards import Shards
     from lmloop.training.loop import JOURNAL
 
-    corpus = inputs["prepare"].path
-    base, tuned = inputs["pretrain"], inputs["finetune"]
-    trained = {"pretrain": base, "finetune": tuned}
-    if tuned.path == base.path:  # text without answers is not fine-tuned
+    corpus, begun = inputs["prepare"].path, find_base(shop.recipe, shop.store)
+    first, tuned = inputs["pretrain"], inputs["finetune"]
+    trained = {"pretrain": first, "finetune": tuned}
+    if tuned.path == first.path:  # text without answers is not fine-tuned
         del trained["finetune"]
+    before = first.path if len(trained) > 1 else None
+    before = before if begun is None else begun.path
+    shards = inputs["tokenize"].path
     return evaluate(
         shop.recipe.evaluate,
         model=load(tuned.path),
-        base=load(base.path) if len(trained) > 1 else None,
-        shards=Shards.open(inputs["tokenize"].path, "heldout"),
+        base=None if before is None else load(before),
+        shards=Shards.open(shards, "heldout"),
+        others={name: Shards.open(shards / name, "heldout") for name in _others(shards)},
         records=list(read_split(corpus, "heldout")),
         train_records=partial(read_split, corpus, "train"),
         training_logs={stage: artifact.path / JOURNAL for stage, artifact in trained.items()},
@@ -209,6 +253,11 @@ def _compress(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         folder=folder,
         progress=shop.progress,
     )
+
+
+def _others(folder: Path) -> list[str]:
+    """What a corpus or shards hold besides the recipe's own text."""
+    return [name for name in (REHEARSAL, OUTSIDE) if (folder / name).is_dir()]
 
 
 def tune() -> None:
@@ -252,6 +301,7 @@ STAGES: Mapping[str, Stage] = {
             needs=("prepare",),
             sections=("tokenize", "model"),
             work=_tokenize,
+            raw=_trace_base,
             numeric=False,
         ),
         Stage(
@@ -260,7 +310,7 @@ STAGES: Mapping[str, Stage] = {
             needs=("tokenize",),
             sections=("model", "pretrain", "seed"),
             work=_pretrain,
-            raw=_trace_vectors,
+            raw=_trace_beginning,
         ),
         Stage(
             name="finetune",
@@ -275,6 +325,7 @@ STAGES: Mapping[str, Stage] = {
             needs=("finetune", "pretrain", "tokenize", "prepare"),
             sections=("evaluate", "seed"),
             work=_evaluate,
+            raw=_trace_base,
         ),
         Stage(
             name="compress",

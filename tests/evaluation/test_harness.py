@@ -35,6 +35,7 @@ def run(
         "model": model,
         "base": None,
         "shards": Shards.open(shards_folder, "heldout"),
+        "others": {},
         "records": splits["heldout"],
         "train_records": lambda: iter(splits["train"]),
         "training_logs": {},
@@ -72,6 +73,37 @@ def test_counts_report_and_exchanges_agree(
     longest = max(json.loads(line)["copied_words"] for line in lines)
     assert (len(lines), longest) == (6, counts["longest_copy"])
     json.dumps(counts, allow_nan=False)
+
+
+def test_text_of_other_kinds_stands_beside_the_base_in_the_report_and_in_a_line(
+    tmp_path: Path, loaded: LoadedModel, shards_folder: Path, splits: dict[str, list[Record]]
+) -> None:
+    lines: list[str] = []
+    progress = Silent()
+    progress.say = lines.append  # type: ignore[method-assign]
+    base = replace(loaded, transformer=random_model(loaded.config, seed=1))
+    others = {"outside": Shards.open(shards_folder, "validation")}
+    counts = run(
+        tmp_path / "report",
+        loaded,
+        shards_folder,
+        splits,
+        base=base,
+        others=others,
+        progress=progress,
+    )
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    metric = report["metrics"]["outside_bits_per_byte"]
+    assert (counts["outside_bits_per_byte"], counts["base_outside_bits_per_byte"]) == (
+        metric["value"],
+        metric["base"],
+    )
+    change = metric["value"] / metric["base"] - 1
+    assert lines[-1] == (
+        f"outside bits per byte: {metric['value']:.4f}, of the base {metric['base']:.4f} "
+        f"({change:+.1%})"
+    )
+    assert lines[-2].startswith("bits per byte: ")
 
 
 def test_the_same_seed_gives_the_same_files(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,12 @@ import torch
 
 from lmloop.errors import ArtifactError, CorpusError
 from lmloop.evaluation import perplexity
-from lmloop.evaluation.perplexity import bits_per_byte_of, document_nats, measure_prediction
+from lmloop.evaluation.perplexity import (
+    bits_per_byte_of,
+    document_nats,
+    measure_elsewhere,
+    measure_prediction,
+)
 from lmloop.inference.load import LoadedModel
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Silent
@@ -156,3 +162,27 @@ def test_a_model_without_finite_predictions_is_refused(
     shards = Shards.open(shards_folder, "heldout")
     with pytest.raises(ArtifactError, match="nothing finite .*lower learning rate"):
         measure_prediction(model, None, shards, seed=0, progress=Silent())
+
+
+def test_other_text_is_measured_for_both_models_with_the_same_tokens(
+    loaded: LoadedModel, shards_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perplexity, "OTHER_TOKENS", 100)
+    shards = Shards.open(shards_folder, "heldout")
+    base = replace(loaded, transformer=random_model(loaded.config, seed=1), tokenizer=None)
+    work = partial(measure_elsewhere, "outside", shards=shards, seed=0, progress=Silent())
+    metric, same = work(loaded, base), work(loaded, loaded)
+    tokenizer = loaded.require_tokenizer()
+    expected = [
+        bits_per_byte_of(
+            model.transformer,
+            shards,
+            document_id=tokenizer.document_id,
+            context_length=loaded.config.context_length,
+            max_tokens=100,
+        )
+        for model in (loaded, base)
+    ]
+    assert [metric.value, metric.base] == expected
+    assert same.base == same.value == metric.value
+    assert (metric.name, work(loaded, None).base) == ("outside_bits_per_byte", None)

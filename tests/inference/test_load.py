@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lmloop.errors import ArtifactError, CorpusError, TokenizerError, UsageError
-from lmloop.inference.load import load
+from lmloop.inference.load import load, load_tokenizer
 from lmloop.model.config import Picture
 from lmloop.model.hardware import fast_dtype
 from lmloop.records import Turn
@@ -115,6 +115,7 @@ def test_a_gguf_file_is_opened_with_the_tokenizer_it_holds(
     if with_tokenizer:
         turns = [Turn("user", "where is the sea?")]
         assert model.template.encode(turns) == folder.template.encode(turns)
+        assert load_tokenizer(path).definition == model.require_tokenizer().definition
 
 
 def test_a_gguf_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -213,3 +214,13 @@ def test_an_encoder_decoder_answers_texts(model_folder: Path, tmp_path: Path) ->
         model(ids)
     with pytest.raises(ArtifactError, match="no encoder-decoder"):
         load(model_folder).answer(texts)
+
+
+def test_the_tokenizer_of_a_folder_is_opened_without_its_weights(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model_folder / name, tmp_path)
+    assert load_tokenizer(tmp_path).vocab_size == load_tokenizer(model_folder).vocab_size
+    with pytest.raises(TokenizerError, match="has no tokenizer"):
+        load_tokenizer(tmp_path / "nowhere")

@@ -11,10 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmloop.learning import PretrainConfig
 from lmloop.model.transformer import Transformer
+from lmloop.progress import Silent
+from lmloop.sections import ModelSection
+from lmloop.training.recipes import pretrain
 from lmloop.weights.adapter_files import load_adapter, save_adapter
 from lmloop.weights.adapters import Adapter, AdapterBank, LoraConfig, make_adapter
 from lmloop.weights.checkpoint import load_model
+
+from ..conftest import CONTEXT_LENGTH, VOCAB_SIZE
 
 pytestmark = pytest.mark.slow
 
@@ -172,3 +178,43 @@ def test_the_same_is_learnt_of_one_loss(peft: Any, base: Path, kind: str) -> Non
         rounding = 1e-5 * float(expected[name].abs().max())
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=rounding)
     assert all(parameter.grad is None for parameter in ours.parameters())
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_adapter_that_a_recipe_learns_opens_in_peft_and_gives_the_checkpoint(
+    peft: Any, tmp_path: Path, shards_folder: Path, dora: bool
+) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**{**SIZES, "vocab_size": VOCAB_SIZE})
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    (tmp_path / "tuned").mkdir()
+    pretrain(
+        PretrainConfig(
+            steps=8,
+            batch_tokens=64,
+            row_tokens=32,
+            precision="float32",
+            learning_rate=0.05,
+            lora_rank=4,
+            dora=dora,
+        ),
+        ModelSection(base="base", context_length=CONTEXT_LENGTH),
+        shards=shards_folder,
+        folder=tmp_path / "tuned",
+        run=tmp_path / "run",
+        seed=0,
+        validate=lambda model: 1.0,
+        clock=lambda: 0.0,
+        progress=Silent(),
+        base=tmp_path / "base",
+    )
+    before = open_theirs(tmp_path / "base")(TOKENS).logits
+    theirs = peft.PeftModel.from_pretrained(
+        open_theirs(tmp_path / "base"), tmp_path / "tuned" / "adapter"
+    ).eval()
+    ours = load_model(tmp_path / "tuned")
+    assert float((ours(TOKENS) - before).abs().max()) > 0.05
+    assert_equal(ours(TOKENS), theirs(TOKENS).logits)
+    assert_equal(open_theirs(tmp_path / "tuned")(TOKENS).logits, theirs(TOKENS).logits)

@@ -211,3 +211,12 @@ def test_rows_tell_which_documents_they_are_cut_from(shards: Shards) -> None:
         )
     everything = loader.documents(0, loader.rows_per_epoch)
     assert everything == sorted(set(everything)) == list(range(shards.num_documents))
+
+
+def test_a_token_that_begins_every_turn_parts_no_document(tmp_path: Path) -> None:
+    # As chat templates do whose `bos_token` begins each turn.
+    talks = [[DOCUMENT, 11, DOCUMENT, 12, DOCUMENT, 13], [DOCUMENT, 21, DOCUMENT, 22]]
+    batch = make_loader(open_shards(tmp_path, talks), row_tokens=10).rows(0, 1)
+    first = 6 if batch.tokens[0, 1] == 11 else 4
+    assert batch.segments[0].tolist() == [1] * first + [2] * (10 - first)
+    assert batch.positions[0].tolist() == [*range(first), *range(10 - first)]

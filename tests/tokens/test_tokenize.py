@@ -132,3 +132,18 @@ def test_a_full_disk_ends_the_stage_and_leaves_no_file_open(
     # An open file would be told as a ResourceWarning, and warnings are errors.
     with pytest.raises(OSError, match="No space left"):
         run(splits, tmp_path)
+
+
+def test_a_tokenizer_that_is_there_is_taken_as_it_is(
+    splits: dict[str, list[Record]], shards_folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenize(
+        TokenizeConfig(),
+        splits.__getitem__,
+        tmp_path,
+        context_length=CONTEXT_LENGTH,
+        progress=Silent(),
+        tokenizer=tokenizer,
+    )
+    for path in shards_folder.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name

@@ -282,3 +282,22 @@ def test_text_alone_is_enough_to_learn_from(tmp_path: Path) -> None:
     opened = Tokenizer.open(tmp_path)
     assert opened.chat_template is None
     assert opened.decode(opened.encode("the café")) == "the café"
+
+
+def test_a_token_that_begins_turns_can_be_told_from_one_that_begins_documents(
+    shards_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((shards_folder / name).read_text("utf-8"), "utf-8")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    config |= {"bos_token": "<|user|>", "add_bos_token": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    theirs = Tokenizer.open(tmp_path)
+    assert theirs.document_id == theirs.special_id("<|user|>")
+    parted = theirs.part_documents()
+    assert parted.document_id == parted.special_id("<|endoftext|>")
+    parted.save(tmp_path)
+    again = Tokenizer.open(tmp_path)
+    assert again.document_id == parted.document_id
+    assert (again.chat_template, again.definition) == (theirs.chat_template, theirs.definition)
+    assert again.encode_document("sea") == theirs.encode_document("sea") == theirs.encode("sea")

@@ -140,3 +140,13 @@ def test_the_gradient_does_not_depend_on_the_size_of_a_group(
     ours, expected = both(*draw())
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_matrix_gets_no_gradient_and_changes_none() -> None:
+    (_, expected, _), _ = both(*draw())
+    hidden, weight, targets = draw()
+    hidden.requires_grad_()
+    chunked_cross_entropy(hidden, weight, targets).backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+    assert torch.equal(hidden.grad, expected)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lmloop.errors import RecipeError
 from lmloop.learning import FinetuneConfig, PretrainConfig
 from lmloop.model.cost import count_parameters, training_flops_per_token
 from lmloop.sections import ModelSection
@@ -126,3 +127,8 @@ def test_a_model_with_an_encoder_is_foretold_on_this_machine(
     plan = make_plan(shape, vocab_size=300, stages=stages, text=estimate_text(34_000), free=free)
     assert plan.parameters > 0
     assert plan.stages[0].tokens_per_second > 0
+
+
+def test_a_recipe_that_begins_with_an_open_model_is_not_foreseen() -> None:
+    with pytest.raises(RecipeError, match="foresees new models only"):
+        make_plan(ModelSection(base="theirs"), vocab_size=300, stages={}, text=estimate_text(1))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import lmloop
 from lmloop.errors import CorpusError, TokenizerError, TrainingError
@@ -22,14 +23,25 @@ from lmloop.progress import Silent
 from lmloop.records import Document, Record
 from lmloop.sections import ModelSection, TokenizeConfig
 from lmloop.tokens.loader import PackedLoader
+from lmloop.tokens.mixture import MixedLoader
 from lmloop.tokens.tokenize import tokenize
 from lmloop.tokens.vector_files import load_vectors, save_vectors
 from lmloop.tokens.vectors import WordVectors
 from lmloop.training import recipes
 from lmloop.training.recipes import finetune, pretrain
 from lmloop.training.shape import model_config
+from lmloop.weights.adapter_files import load_adapter
+from lmloop.weights.adapters import AdapterBank
+from lmloop.weights.checkpoint import save_model
 
-from ..conftest import CONTEXT_LENGTH, EXTRA_TOKENS, VOCAB_SIZE, write_recipe
+from ..conftest import (
+    CONTEXT_LENGTH,
+    EXTRA_TOKENS,
+    VOCAB_SIZE,
+    random_model,
+    tiny_shape,
+    write_recipe,
+)
 from .conftest import make_clock
 
 SHAPE = ModelSection(
@@ -61,7 +73,12 @@ def make_place(tmp_path: Path) -> Callable[[str], Place]:
 
 
 def run_pretrain(
-    shards: Path, place: Place, shape: ModelSection = SHAPE, **changes: Any
+    shards: Path,
+    place: Place,
+    shape: ModelSection = SHAPE,
+    *,
+    base: Path | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     return pretrain(
         PretrainConfig(**(SIZES | {"steps": 6} | changes)),
@@ -73,6 +90,7 @@ def run_pretrain(
         validate=lambda model: 2.5,
         clock=make_clock(),
         progress=Silent(),
+        base=base,
     )
 
 
@@ -459,3 +477,128 @@ def test_a_micro_batch_that_is_left_open_is_chosen_once_and_kept(
     again, journal = make_place("again"), str(pieces.folder / "journal.jsonl")
     run_pretrain(shards_folder, again, steps=None, replay=journal, micro_batch_tokens="auto")
     assert weights(again.folder) == weights(pieces.folder)
+
+
+BASED = ModelSection(base="theirs", context_length=CONTEXT_LENGTH)
+LORA: dict[str, Any] = {"lora_rank": 2, "lora_dropout": 0.2, "learning_rate": 0.05}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load(folder, dtype=torch.float32).transformer.state_dict()
+
+
+def test_a_base_goes_on_learning_with_its_own_shape(
+    shards_folder: Path, model_folder: Path, make_place: Callable[[str], Place]
+) -> None:
+    place = make_place("more")
+    still = {"learning_rate": 1e-9, "matrix_learning_rate": 1e-9}
+    run_pretrain(shards_folder, place, BASED, base=model_folder, steps=1, **still)
+    before, after = tensors(model_folder), tensors(place.folder)
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor)
+    run_pretrain(shards_folder, make_place("far"), BASED, base=model_folder)
+    assert load(place.folder.parent / "far").config == load(model_folder).config
+
+
+def test_an_adapter_is_written_beside_the_sum_and_only_it_was_learnt(
+    shards_folder: Path, model_folder: Path, make_place: Callable[[str], Place]
+) -> None:
+    place = make_place("tuned")
+    counts = run_pretrain(shards_folder, place, BASED, base=model_folder, **LORA)
+    base = load(model_folder, dtype=torch.float32).transformer
+    adapter = load_adapter(place.folder / "adapter", base)
+    assert counts["learnt_parameters"] == sum(each.numel() for each in adapter.parameters())
+    assert counts["learnt_parameters"] < counts["parameters"] / 4
+    state = load_file(next(place.run.glob("snapshot-*/state.safetensors")))
+    masters = [name for name in state if name.startswith("master.")]
+    assert masters and all(name.startswith("master.adapter.") for name in masters)
+    AdapterBank(base, adapter).merge()
+    merged, kept = base.state_dict(), tensors(place.folder)
+    assert merged.keys() == kept.keys()
+    changed = 0
+    before = tensors(model_folder)
+    for name, tensor in merged.items():
+        torch.testing.assert_close(kept[name], tensor)
+        changed += not torch.equal(kept[name], before[name])
+    assert changed == len(adapter.pairs)
+
+
+@pytest.mark.parametrize("kills", [[3], [2, 4]])
+def test_an_adapter_that_is_killed_ends_in_the_very_same_bytes(
+    shards_folder: Path,
+    model_folder: Path,
+    make_place: Callable[[str], Place],
+    monkeypatch: pytest.MonkeyPatch,
+    kills: list[int],
+) -> None:
+    whole, broken = make_place("whole"), make_place("broken")
+    options: dict[str, Any] = {**LORA, "dora": True, "save_every": 1}
+    run_pretrain(shards_folder, whole, BASED, base=model_folder, **options)
+    real, count = PackedLoader.rows, 0
+
+    def stop(self: PackedLoader, start: int, rows: int) -> Any:
+        nonlocal count
+        count += 1
+        if count in kills:
+            raise KeyboardInterrupt
+        return real(self, start, rows)
+
+    monkeypatch.setattr(PackedLoader, "rows", stop)
+    for _ in kills:
+        with pytest.raises(KeyboardInterrupt):
+            run_pretrain(shards_folder, broken, BASED, base=model_folder, **options)
+    run_pretrain(shards_folder, broken, BASED, base=model_folder, **options)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (broken.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_fine_tuning_takes_an_adapter_as_well(
+    shards_folder: Path, model_folder: Path, make_place: Callable[[str], Place]
+) -> None:
+    place = make_place("chat")
+    counts = run_finetune(shards_folder, model_folder, place, **LORA)
+    assert counts["learnt_parameters"] < counts["parameters"] / 4
+    assert (place.folder / "adapter" / "adapter_config.json").is_file()
+
+
+def test_text_to_rehearse_is_mixed_in(
+    shards_folder: Path,
+    make_place: Callable[[str], Place],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shards = tmp_path / "both"
+    shutil.copytree(shards_folder, shards)
+    shutil.copytree(shards_folder, shards / "rehearsal")
+    seen = []
+    real = recipes.train
+
+    def spy(model: Any, loader: Any, *rest: Any, **options: Any) -> Any:
+        seen.append(loader)
+        return real(model, loader, *rest, **options)
+
+    monkeypatch.setattr(recipes, "train", spy)
+    base = make_place("base")
+    run_pretrain(shards, base, steps=1, rehearsal_share=0.5)
+    run_finetune(shards, base.folder, make_place("chat"), steps=1)
+    mixed, alone = seen
+    assert (type(mixed), mixed.share) == (MixedLoader, 0.5)
+    assert type(alone) is PackedLoader
+
+
+def test_a_base_that_does_not_fit_is_refused_in_one_line(
+    shards_folder: Path, model_folder: Path, make_place: Callable[[str], Place], tmp_path: Path
+) -> None:
+    long = ModelSection(base="theirs", context_length=CONTEXT_LENGTH + 1)
+    with pytest.raises(TrainingError, match="is more than the 64 of model.base: lower it"):
+        run_pretrain(shards_folder, make_place("long"), long, base=model_folder)
+    small = tmp_path / "small"
+    small.mkdir()
+    save_model(random_model(tiny_shape()), small, stop_id=1, document_id=0)
+    with pytest.raises(TrainingError, match="'small' knows 50 ids and its tokenizer makes 340"):
+        run_pretrain(shards_folder, make_place("few"), BASED, base=small)
+    headless = tmp_path / "headless"
+    headless.mkdir()
+    save_model(random_model(tiny_shape(head="none")), headless, stop_id=1, document_id=0)
+    with pytest.raises(TrainingError, match="cannot go on learning next tokens"):
+        run_pretrain(shards_folder, make_place("mute"), BASED, base=headless)

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from lmloop.tokens.shards import Shards
 
 TOKENS_AT_ONCE = 1 << 16
 """Documents are scored in groups of about so many tokens: rows of like length run together."""
+OTHER_TOKENS = 1 << 14
+"""Tokens of each other kind of text that are measured, at most."""
 CHECKED_TOKENS = 8192
 """Held-out tokens on which the arithmetic is compared with fp32."""
 
@@ -116,7 +119,9 @@ def measure_prediction(
         )
     base_value = None
     if base is not None:
-        base_nats = _nats(base, shards, name="bits per byte of the base", progress=progress)
+        base_nats = _nats(
+            _ask_alike(base, model), shards, name="bits per byte of the base", progress=progress
+        )
         base_value = bits_per_byte(base_nats, shards.document_bytes)
     metric = Metric(
         name="bits_per_byte",
@@ -128,6 +133,38 @@ def measure_prediction(
         "lower is better",
     )
     return metric, _check_arithmetic(model, shards, nats)
+
+
+def measure_elsewhere(
+    name: str,
+    model: LoadedModel,
+    base: LoadedModel | None,
+    shards: Shards,
+    *,
+    seed: int,
+    progress: Progress,
+) -> Metric:
+    """Bits per byte of both models on the first documents of other text called `name`."""
+    work = partial(_nats, shards=shards, max_tokens=OTHER_TOKENS, progress=progress)
+    nats = work(model, name=f"bits per byte {name}")
+    raw_bytes = shards.document_bytes[: len(nats)]
+    base_value = None
+    if base is not None:
+        asked = _ask_alike(base, model)
+        base_value = bits_per_byte(work(asked, name=f"the base {name}"), raw_bytes)
+    return Metric(
+        name=f"{name}_bits_per_byte",
+        value=bits_per_byte(nats, raw_bytes),
+        unit="bits",
+        interval=bootstrap_ratio(nats / math.log(2), raw_bytes, seed=seed),
+        base=base_value,
+        explanation=f"the same of the text under prepare.{name}: what training cost there",
+    )
+
+
+def _ask_alike(base: LoadedModel, model: LoadedModel) -> LoadedModel:
+    """The base, asked for the same tokens as the model: it may part documents by another one."""
+    return replace(base, tokenizer=model.tokenizer)
 
 
 def _check_arithmetic(

@@ -205,6 +205,13 @@ def load(
     )
 
 
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer alone of what `load` opens; `TokenizerError` where there is none."""
+    if path.suffix == ".gguf" and not path.is_dir():
+        return read_vocabulary(open_gguf(path).metadata)
+    return Tokenizer.open(path)
+
+
 def _load_whisper(folder: Path, *, dtype: torch.dtype, fingerprint: str) -> LoadedModel:
     """A Whisper that CTranslate2 wrote; its tokenizer's settings are those of every Whisper."""
     file = open_ctranslate2(folder / CTRANSLATE2)

@@ -72,6 +72,11 @@ class PackedLoader:
         self._epoch = -1
         self._documents = self._offsets = self._rows = np.zeros(0, dtype=np.int64)
 
+    @property
+    def num_documents(self) -> int:
+        """Documents of the split."""
+        return self._shards.num_documents
+
     def rows(self, start: int, count: int) -> Batch:
         """Rows `start` to `start + count` of the endless sequence."""
         if self._arrangement is not None:
@@ -87,8 +92,7 @@ class PackedLoader:
         """Numbers of the documents that these rows are cut from, in the order of the split."""
         found: set[int] = set()
         for row in range(start, start + count):
-            self._enter(row // self.rows_per_epoch)
-            begin = int(self._rows[row % self.rows_per_epoch]) * self._row_tokens
+            begin = self._place(row)
             first = int(np.searchsorted(self._offsets, begin, side="right")) - 1
             last = int(np.searchsorted(self._offsets, begin + self._row_tokens, side="left"))
             found.update(map(int, self._documents[first:last]))
@@ -113,13 +117,29 @@ class PackedLoader:
         stream, answers = self._stream(row)
         tokens, targets = stream[:-1], stream[1:]
         learnt = answers[1:] if self._answers_only else np.ones(len(tokens), dtype=np.bool_)
-        return tokens, targets, learnt, tokens == self._document_id
+        return tokens, targets, learnt, self._begins(row)
 
     def _stream(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Ids of a row and the one that follows them, and which of them are answers."""
-        self._enter(row // self.rows_per_epoch)
-        begin = int(self._rows[row % self.rows_per_epoch]) * self._row_tokens
+        begin = self._place(row)
         return self._cut(begin, begin + self._row_tokens + 1)
+
+    def _begins(self, row: int) -> NDArray[np.bool_]:
+        """Where in a row documents begin.
+
+        The ids do not tell: some chat templates begin every turn with the token that begins a
+        document.
+        """
+        begin = self._place(row)
+        first, last = np.searchsorted(self._offsets[:-1], (begin, begin + self._row_tokens))
+        firsts = np.zeros(self._row_tokens, dtype=np.bool_)
+        firsts[self._offsets[first:last] - begin] = True
+        return firsts
+
+    def _place(self, row: int) -> int:
+        """Where a row begins in its epoch's stream."""
+        self._enter(row // self.rows_per_epoch)
+        return int(self._rows[row % self.rows_per_epoch]) * self._row_tokens
 
     def _enter(self, epoch: int) -> None:
         if epoch == self._epoch:

@@ -19,7 +19,7 @@ from lmloop.records import Conversation, Record
 from lmloop.sections import TokenizeConfig
 from lmloop.tokens.chat import DEFAULT_TEMPLATE, ChatTemplate
 from lmloop.tokens.shards import INDEX, ShardWriter
-from lmloop.tokens.tokenizer import train_tokenizer
+from lmloop.tokens.tokenizer import Tokenizer, train_tokenizer
 
 SPLITS = ("train", "validation", "heldout")
 _RECORDS_AT_ONCE = 512
@@ -32,18 +32,23 @@ def tokenize(
     *,
     context_length: int,
     progress: Progress,
+    tokenizer: Tokenizer | None = None,
 ) -> dict[str, Any]:
-    """Write tokenizer and shards into `folder`; give counts. `read(split)` gives records."""
-    with progress.task("train tokenizer", total=None, unit=""):
-        tokenizer = train_tokenizer(
-            _texts(read("train")),
-            vocab_size=config.vocab_size,
-            kind=config.kind,
-            segmenter=config.segmenter,
-            chat_template=DEFAULT_TEMPLATE,
-            context_length=context_length,
-            extra_tokens=config.extra_tokens,
-        )
+    """Write tokenizer and shards into `folder`; give counts. `read(split)` gives records.
+
+    With a `tokenizer` none is trained.
+    """
+    if tokenizer is None:
+        with progress.task("train tokenizer", total=None, unit=""):
+            tokenizer = train_tokenizer(
+                _texts(read("train")),
+                vocab_size=config.vocab_size,
+                kind=config.kind,
+                segmenter=config.segmenter,
+                chat_template=DEFAULT_TEMPLATE,
+                context_length=context_length,
+                extra_tokens=config.extra_tokens,
+            )
     tokenizer.save(folder)
     template = ChatTemplate.of(tokenizer)
     counts = {}

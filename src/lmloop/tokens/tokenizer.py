@@ -50,13 +50,14 @@ class Tokenizer:
         self._special = _match_special(backend)
         self.vocab_size: int = backend.get_vocab_size()
         stop = _first_name(config, "eos_token", "sep_token") or STOP
-        document = _first_name(config, "bos_token", "cls_token") or _find_document(backend, stop)
+        begins = _first_name(config, "document_token", "bos_token", "cls_token")
+        document = begins or _find_document(backend, stop)
         self.document_id = self.special_id(document)
         self.stop_ids: tuple[int, ...] = self.special_id(stop), self.document_id
         """Any of these ends an answer."""
-        begins = config.get("add_bos_token")
+        puts = config.get("add_bos_token")
         ours = (document, stop) == (DOCUMENT, STOP)
-        self._begins = ours or self._puts_in_front() if begins is None else bool(begins)
+        self._begins = ours or self._puts_in_front() if puts is None else bool(puts)
 
     @staticmethod
     def open(folder: str | Path, *, settings: dict[str, Any] | None = None) -> Tokenizer:
@@ -83,6 +84,16 @@ class Tokenizer:
         except Exception as error:  # the backend raises bare Exception on a damaged file
             raise TokenizerError(f"{path} cannot be read: {error}") from error
         return Tokenizer(backend, config=config)
+
+    def part_documents(self) -> Tokenizer:
+        """The same, with a token that begins documents and no turns, where it has one.
+
+        Some chat models name as `bos_token` what begins every turn; documents were parted by
+        another token when they learnt to read. An entry `document_token` tells it from then on.
+        """
+        if self._backend.token_to_id(DOCUMENT) is None:
+            return self
+        return Tokenizer(self._backend, config=self._config | {"document_token": DOCUMENT})
 
     def save(self, folder: Path) -> None:
         """Write both files."""

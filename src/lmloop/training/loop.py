@@ -22,7 +22,8 @@ from lmloop.learning import TrainConfig
 from lmloop.model.hardware import release_memory
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Task
-from lmloop.tokens.loader import Batch, PackedLoader
+from lmloop.tokens.loader import Batch
+from lmloop.tokens.mixture import Loader
 from lmloop.training.batch import batch_loss
 from lmloop.training.budget import make_budget
 from lmloop.training.journal import Journal
@@ -56,7 +57,7 @@ class TrainResult:
 
 def train(
     model: Transformer,
-    loader: PackedLoader,
+    loader: Loader,
     config: TrainConfig,
     *,
     folder: Path,
@@ -112,7 +113,7 @@ class _Run:
     def __init__(
         self,
         model: Transformer,
-        loader: PackedLoader,
+        loader: Loader,
         config: TrainConfig,
         *,
         folder: Path,
@@ -200,7 +201,9 @@ class _Run:
 
     def _gradient(self) -> float:
         """Loss of the next batch; leaves its gradient with the model, or gathered."""
-        if self._model.config.dropout:  # the same noise again after a resume
+        if (
+            self._model.config.dropout or self._config.lora_dropout
+        ):  # the same noise again after a resume
             torch.manual_seed(self.position.step)
         self._model.train()
         batches = self._batches()

@@ -28,7 +28,8 @@ class _ChunkedCrossEntropy(Function):
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        learns = ctx.needs_input_grad[1]  # a frozen matrix's share is a third of the work here
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns else None
         size = max(1, CHUNK_ELEMENTS // len(weight))
         group = max(size, GROUP_ELEMENTS // len(weight) // size * size)
         grads = hidden.new_empty(min(group, len(hidden)), len(weight))
@@ -41,15 +42,18 @@ class _ChunkedCrossEntropy(Function):
                     hidden[part] @ weight.t(), targets[part, None], grad, smoothing
                 )
                 torch.mm(grad, weight, out=grad_hidden[part])
-            grad_weight += grads[: last - first].t() @ hidden[first:last]
+            if grad_weight is not None:
+                grad_weight += grads[: last - first].t() @ hidden[first:last]
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total / max(1, len(hidden))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0] / max(1, len(grad_hidden))
-        return grad_hidden * scale, (grad_weight * scale).to(grad_hidden.dtype), None, None
+        if grad_weight is not None:
+            grad_weight = (grad_weight * scale).to(grad_hidden.dtype)
+        return grad_hidden * scale, grad_weight, None, None
 
 
 def _differentiate(logits: Tensor, wanted: Tensor, grad: Tensor, smoothing: float) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from lmloop.errors import RecipeError
 from lmloop.learning import TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import cache_bytes_per_token, count_parameters, training_flops_per_token
@@ -104,8 +105,11 @@ def make_plan(
     """Foresee the training stages; takes about three seconds for the calibration.
 
     `free` are bytes of memory, those of this machine where it is None. A stage that does not fit is
-    planned as its first advice would have it run.
+    planned as its first advice would have it run. Raises `RecipeError` for a recipe that begins
+    with the model of others.
     """
+    if shape.base is not None:
+        raise RecipeError("plan foresees new models only: leave model.base out and give the shape")
     config = model_config(shape, vocab_size=vocab_size)
     free = free_memory() if free is None else free
     parameters = count_parameters(config)

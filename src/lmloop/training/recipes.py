@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lmloop.errors import CorpusError, TrainingError
+from lmloop.inference.load import load
 from lmloop.learning import PretrainConfig, TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
@@ -27,9 +28,11 @@ from lmloop.sections import ModelSection
 from lmloop.tokens.arrangement import Arrangement, make_arrangement
 from lmloop.tokens.chat import ChatTemplate
 from lmloop.tokens.loader import PackedLoader
+from lmloop.tokens.mixture import Loader, MixedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.tokens.vector_files import load_vectors
+from lmloop.training.adapting import adapt, fold
 from lmloop.training.batch import mean_loss
 from lmloop.training.embeddings import initialise_embedding
 from lmloop.training.journal import read_micro_batch
@@ -39,6 +42,8 @@ from lmloop.training.shape import model_config
 from lmloop.weights.checkpoint import load_model, save_model
 
 Validate = Callable[[Transformer], float]
+REHEARSAL = "rehearsal"
+"""Folder within the shards, of the shards of other text that is not to be forgotten."""
 VALIDATION_TOKENS = 32_768
 """Validation tokens that an objective's own loss is measured on."""
 
@@ -54,21 +59,27 @@ def pretrain(
     validate: Validate,
     clock: Callable[[], float],
     progress: Progress,
+    base: Path | None = None,
 ) -> dict[str, Any]:
     """Train a new model on everything; write a checkpoint into `folder`, give its counts.
 
-    `run` holds snapshots and journal: a run that was killed goes on from there. `validate` gives
+    With a `base`, whose tokenizer the shards must have, that model goes on learning instead. `run`
+    holds snapshots and journal: a run that was killed goes on from there. `validate` gives
     bits per byte; where the objective makes no model of next tokens, its own loss on the
     validation split stands instead. Raises `TokenizerError` for a special token that is missing,
-    `ArtifactError` and `TrainingError` for word vectors that cannot be read or do not fit.
+    `ArtifactError` and `TrainingError` for word vectors or a base that cannot be read or do not
+    fit.
     """
     tokenizer = Tokenizer.open(shards)
     arrangement = make_arrangement(config, tokenizer)
     if arrangement is not None and not config.is_scored_in_bytes:
         validate = _validate_objective(arrangement, config, shards, seed=seed)
-    model = Transformer(model_config(shape, vocab_size=tokenizer.vocab_size))
-    initialise(model, seed=seed)
     given = {}
+    if base is not None:
+        model = _open_base(base, shape, vocab_size=tokenizer.vocab_size)
+    else:
+        model = Transformer(model_config(shape, vocab_size=tokenizer.vocab_size))
+        initialise(model, seed=seed)
     if shape.vectors is not None:
         given["words_with_vectors"] = initialise_embedding(
             model.embedding.weight,
@@ -91,6 +102,28 @@ def pretrain(
         arrangement=arrangement,
         is_scored_in_bytes=config.is_scored_in_bytes,
     )
+
+
+def _open_base(base: Path, shape: ModelSection, *, vocab_size: int) -> Transformer:
+    """The model in a folder or `.gguf` file; `TrainingError` where it cannot learn this text."""
+    model = load(base, dtype=torch.float32).transformer
+    config = model.config
+    if config.encoder is not None or not config.causal or config.head == "none" or config.int8:
+        raise TrainingError(
+            f"model.base = {base.name!r} cannot go on learning next tokens: name a decoder whose "
+            "weights are not int8"
+        )
+    if vocab_size > config.vocab_size:
+        raise TrainingError(
+            f"model.base = {base.name!r} knows {config.vocab_size} ids and its tokenizer makes "
+            f"{vocab_size}: name a folder in which both fit"
+        )
+    if shape.context_length > config.context_length:
+        raise TrainingError(
+            f"model.context_length = {shape.context_length} is more than the "
+            f"{config.context_length} of model.base: lower it"
+        )
+    return model
 
 
 def _validate_objective(
@@ -171,21 +204,27 @@ def _make_checkpoint(
 ) -> dict[str, Any]:
     """Train `model` on the split `train` in an order of its own; write it with its tokenizer."""
     tokenizer = Tokenizer.open(shards)
-    loader = PackedLoader(
-        Shards.open(shards, "train"),
+    open_loader = partial(
+        PackedLoader,
         row_tokens=config.row_tokens,
         document_id=tokenizer.document_id,
         answers_only=answers_only,
         seed=order_seed,
         arrangement=arrangement,
     )
+    own = open_loader(Shards.open(shards, "train"))
+    loader: Loader = own
+    if isinstance(config, PretrainConfig) and (shards / REHEARSAL).is_dir():
+        rehearsed = open_loader(Shards.open(shards / REHEARSAL, "train"))
+        loader = MixedLoader(own=own, rehearsed=rehearsed, share=config.rehearsal_share)
     asked = config.precision
     model.to(fast_dtype() if asked == "auto" else getattr(torch, asked))
+    bank = adapt(model, config, seed=order_seed)
     source_tokens = 0 if arrangement is None else arrangement.source_tokens
     config = _settle_micro_batch(
         config, model.config, run=run, source_tokens=source_tokens, progress=progress
     )
-    _require_room(model.config, run)
+    _require_room(model, run)
     run.mkdir(parents=True, exist_ok=True)
     result = train(
         model,
@@ -198,12 +237,16 @@ def _make_checkpoint(
         name=name,
         is_scored_in_bytes=is_scored_in_bytes,
     )
+    learnt = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    if bank is not None:
+        fold(bank, folder)
     tokenizer.save(folder)
     save_model(model, folder, stop_id=tokenizer.stop_ids[0], document_id=tokenizer.document_id)
     shutil.copyfile(run / JOURNAL, folder / JOURNAL)
     told = {key: value for key, value in asdict(result).items() if value is not None}
     return told | {
         "parameters": count_parameters(model.config),
+        "learnt_parameters": learnt,
         "precision": str(model.embedding.weight.dtype).removeprefix("torch."),
     }
 
@@ -228,10 +271,10 @@ def _settle_micro_batch(
     return config.model_copy(update={"micro_batch_tokens": chosen})
 
 
-def _require_room(config: ModelConfig, run: Path) -> None:
+def _require_room(model: Transformer, run: Path) -> None:
     """Raise `TrainingError` where the disk of `run` cannot hold the snapshots."""
     free = shutil.disk_usage(next(path for path in run.parents if path.exists())).free
-    needed = 3 * 12 * count_parameters(config)
+    needed = 3 * 12 * sum(each.numel() for each in model.parameters() if each.requires_grad)
     if free < needed:
         raise TrainingError(
             f"snapshots need {needed / 1e6:.0f} MB and the disk has {free / 1e6:.0f} MB free: "

@@ -9,7 +9,7 @@ from lmloop.sections import ModelSection
 from lmloop.weights.families import name_family
 
 _MIXTURE = {"experts", "experts_active", "expert_size", "balance"}
-_ELSEWHERE = {"kind", "vectors", "freeze_embedding"} | _MIXTURE
+_ELSEWHERE = {"base", "kind", "vectors", "freeze_embedding"} | _MIXTURE
 
 
 def model_config(section: ModelSection, *, vocab_size: int) -> ModelConfig:
