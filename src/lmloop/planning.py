@@ -74,7 +74,7 @@ def find_tokenized(shop: Workshop) -> Artifact | None:
     found: list[Artifact] = []
     for name in ("prepare", "tokenize"):
         stage = STAGES[name]
-        origins = [each["fingerprint"] for each in stage.sources(shop.recipe)]
+        origins = [each["fingerprint"] for each in stage.sources(shop.recipe, shop.store)]
         key = artifact_key(
             name, stage.settings(shop.recipe), origins + [each.fingerprint for each in found]
         )

@@ -20,7 +20,6 @@ from lmloop.model.cost import (
     decode_flops,
     prefill_flops,
     source_flops,
-    training_bytes,
     training_flops_per_token,
 )
 from lmloop.model.transformer import Transformer
@@ -171,13 +170,3 @@ def test_the_cache_holds_as_many_bytes_as_foretold(kind: str) -> None:
         a_token = cache_bytes_per_token(config, element_bytes=size)
         a_sequence = cache_bytes_per_sequence(config, source_tokens=7, element_bytes=size)
         assert 3 * (10 * a_token + a_sequence) == bytes_held
-
-
-def test_training_needs_sixteen_bytes_a_parameter_and_activations_by_the_token() -> None:
-    parts = training_bytes(REFERENCE, batch_tokens=4096, row_tokens=256)
-    parameters = count_parameters(REFERENCE)
-    assert sum(parts.values()) - parts["activations"] == 16 * parameters
-    double = training_bytes(REFERENCE, batch_tokens=8192, row_tokens=256)
-    # The scales of queries and keys, a head each, are there once.
-    scales = 6 * 12 * 64 * 2
-    assert double["activations"] == 2 * parts["activations"] - scales

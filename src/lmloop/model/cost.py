@@ -8,7 +8,6 @@ head, T tokens of a row, V vocabulary.
 
 from __future__ import annotations
 
-from lmloop.model.activations import Batch, activation_bytes
 from lmloop.model.config import ModelConfig
 from lmloop.model.mixers import state_size
 
@@ -78,21 +77,6 @@ def source_flops(config: ModelConfig, *, source_tokens: int) -> float:
         return 0.0
     read = 2 * encoder.hidden_size * sum(config.qkv_rows[1:]) * config.num_layers
     return source_tokens * (decode_flops(encoder, keys=source_tokens) + read + _stem_flops(encoder))
-
-
-def training_bytes(
-    config: ModelConfig, *, batch_tokens: int, row_tokens: int, source_tokens: int = 0
-) -> dict[str, int]:
-    """Bytes of a training step in bfloat16 with fp32 masters, a part each."""
-    parameters = count_parameters(config)
-    rows = max(1, batch_tokens // row_tokens)
-    batch = Batch(rows=rows, row_tokens=row_tokens, source_tokens=source_tokens)
-    return {
-        "weights": 2 * parameters,
-        "gradients": 2 * parameters,
-        "optimizer": 12 * parameters,
-        "activations": activation_bytes(config, batch),
-    }
 
 
 def cache_bytes_per_token(config: ModelConfig, *, element_bytes: int = 2) -> int:

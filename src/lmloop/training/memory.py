@@ -17,8 +17,8 @@ import torch
 
 from lmloop.errors import TrainingError
 from lmloop.learning import TrainConfig
+from lmloop.model.activations import Batch, activation_bytes
 from lmloop.model.config import ModelConfig
-from lmloop.model.cost import activations_per_token
 from lmloop.model.hardware import fast_dtype
 from lmloop.model.transformer import Transformer
 from lmloop.training.loss import CHUNK_ELEMENTS, GROUP_ELEMENTS
@@ -210,16 +210,19 @@ def _element_bytes(section: TrainConfig) -> int:
 
 
 def _activation_bytes(config: ModelConfig, section: TrainConfig, *, source_tokens: int) -> int:
-    """What the blocks keep, what all of them share (masks, rotations), and the last norm."""
-    rows, length = section.micro_batch_rows, section.row_tokens
-    own = activations_per_token(config, row_tokens=length)
+    """What autograd keeps, and the masks that all layers share."""
+    size, length = _element_bytes(section), section.row_tokens
+    batch = Batch(
+        rows=section.micro_batch_rows,
+        row_tokens=length,
+        source_tokens=source_tokens,
+        element_bytes=size,
+    )
     windows = {config.mixer(layer) for layer in range(config.num_layers)} & {"attention", "local"}
-    shared = len(windows) * length + 2 * config.rotary_dim * (config.positions == "rotary")
-    total = rows * length * (own + shared + 2 * config.hidden_size)
-    if config.encoder is not None and source_tokens:
-        read = activations_per_token(config.encoder, row_tokens=source_tokens)
-        total += rows * source_tokens * (read + 2 * source_tokens + 2 * config.hidden_size)
-    return _element_bytes(section) * total
+    masks = len(windows) * length * length
+    if config.encoder is not None:
+        masks += source_tokens * source_tokens
+    return activation_bytes(config, batch) + batch.rows * masks * size
 
 
 def _loss_bytes(config: ModelConfig, section: TrainConfig) -> int:
