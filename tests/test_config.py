@@ -14,15 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmloop.config import (
+    Place,
     build_recipe,
     calm_threads,
     database_setting,
     home_directory,
     load_recipe,
     parse_value,
+    rank_setting,
     silence_telemetry,
 )
-from lmloop.errors import RecipeError
+from lmloop.errors import RecipeError, TrainingError
 
 GOOD = """
 name = "chat"
@@ -269,6 +271,31 @@ def test_the_database_is_where_the_environment_says_or_else_in_the_home(
     for absent in (lambda: monkeypatch.setenv("LMLOOP_DATABASE", ""), monkeypatch.undo):
         absent()
         assert database_setting() is None
+
+
+@pytest.mark.parametrize("alone", [{}, {"WORLD_SIZE": "1", "RANK": "0"}])
+def test_a_process_that_torchrun_has_not_started_is_alone(
+    monkeypatch: pytest.MonkeyPatch, alone: dict[str, str]
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    assert rank_setting() is None
+
+
+def test_the_place_among_many_processes_is_what_torchrun_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert rank_setting() == Place(rank=5, size=8, local_rank=1)
+    monkeypatch.delenv("RANK")
+    with pytest.raises(TrainingError, match="^WORLD_SIZE = 8 .*'RANK' .*torchrun, or unset"):
+        rank_setting()
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(TrainingError, match="first.* is wrong or missing"):
+        rank_setting()
 
 
 def test_telemetry_is_silent_whatever_the_environment_said(

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from lmloop.stages import STAGES, Inputs, Stage, Workshop
 from lmloop.store.artifact import Artifact, ArtifactStore
 from lmloop.store.database import database_url, open_database
 from lmloop.store.registry import find_live
+from lmloop.training.ranks import Ranks
 
 
 class WordStage(Stage):
@@ -62,6 +64,7 @@ class House:
                 sections=stage.sections,
                 work=self._work(name),
                 numeric=False,
+                trains=stage.trains,
             )
             for name, stage in STAGES.items()
         }
@@ -118,6 +121,60 @@ def test_a_walk_makes_every_stage_once_and_the_last_model_live(house: House) -> 
     assert made.live == made.artifacts["compress"]
     assert house.live() == made.artifacts["compress"].fingerprint
     assert len(house.artifacts()) == 6
+
+
+class First(Ranks):
+    """The first of two ranks, which keeps what it tells the other."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.words: list[float] = []
+
+    def agree(self, value: float) -> float:
+        self.words.append(value)
+        return value
+
+
+class Second(Ranks):
+    """The other, which hears it."""
+
+    rank, size = 1, 2
+
+    def __init__(self, words: list[float]) -> None:
+        self.words = words
+
+    def agree(self, value: float) -> float:
+        return self.words.pop(0)
+
+
+def test_ranks_train_together_and_the_first_does_all_else(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = First()
+    monkeypatch.setattr(pipeline, "join_ranks", lambda place: nullcontext(first))
+    made = house.walk()
+    assert house.worked == ALL
+    second = Second(list(first.words))
+    monkeypatch.setattr(pipeline, "join_ranks", lambda place: nullcontext(second))
+    beside = house.walk()
+    assert (house.worked, house.said) == (["pretrain", "finetune"], [])
+    assert second.words == []
+    assert beside.live is None
+    assert beside.artifacts == {name: made.artifacts[name] for name in ALL[:4]}
+    # What is made already calls nobody.
+    first.words.clear()
+    monkeypatch.setattr(pipeline, "join_ranks", lambda place: nullcontext(first))
+    house.walk(until="finetune")
+    assert (house.worked, first.words) == ([], [0.0] * 4)
+
+
+def test_a_rank_that_does_not_see_what_the_first_has_made_says_so(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "join_ranks", lambda place: nullcontext(Second([0.0])))
+    with pytest.raises(ArtifactError, match="prepare-.* all ranks need one --home, shared"):
+        house.walk()
 
 
 def test_text_without_answers_is_served_as_the_base_model_knows_it(house: House) -> None:

@@ -44,6 +44,10 @@ def test_every_stage_needs_only_stages_before_it() -> None:
     assert [name for name, stage in STAGES.items() if not stage.needs] == ["prepare"]
 
 
+def test_many_ranks_work_only_at_the_stages_that_train() -> None:
+    assert [name for name, stage in STAGES.items() if stage.trains] == ["pretrain", "finetune"]
+
+
 @pytest.mark.parametrize(
     ("change", "concerned"),
     [

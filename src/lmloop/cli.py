@@ -67,11 +67,14 @@ def _prepare() -> None:
 
 def _make(stage: str, recipe: Path, home: Path | None, context: typer.Context) -> None:
     from lmloop import api
+    from lmloop.config import rank_setting
     from lmloop.console import make_progress
 
     overrides = parse_overrides(context.args)
     artifact = getattr(api, stage)(recipe, home=home, progress=make_progress(), **overrides)
-    print(artifact.path)
+    place = rank_setting()
+    if place is None or place.rank == 0:
+        print(artifact.path)
 
 
 @app.command(cls=RecipeCommand, context_settings=OVERRIDES)

@@ -12,12 +12,13 @@ import os
 import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lmloop.errors import RecipeError
+from lmloop.errors import RecipeError, TrainingError
 from lmloop.recipe import Recipe
 
 DEFAULT_HOME = Path(".lmloop")
@@ -137,6 +138,34 @@ def home_directory(given: str | Path | None = None) -> Path:
 def database_setting() -> str | None:
     """URL of the database, where `$LMLOOP_DATABASE` says so; else it lies in the home."""
     return os.environ.get("LMLOOP_DATABASE") or None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One process among those that torchrun has started for one run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    """Among those of its machine: which of its GPUs is meant."""
+
+
+def rank_setting() -> Place | None:
+    """This process's place as torchrun's environment tells it; None where it is alone.
+
+    Raises `TrainingError` where the environment tells only a part.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "WORLD_SIZE" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+        return None
+    try:
+        rank, size, local_rank = (int(os.environ[name]) for name in names)
+    except (KeyError, ValueError) as error:
+        raise TrainingError(
+            f"WORLD_SIZE = {os.environ['WORLD_SIZE']} means a run of many processes, and {error} "
+            "is wrong or missing: start with torchrun, or unset WORLD_SIZE"
+        ) from None
+    return Place(rank=rank, size=size, local_rank=local_rank)
 
 
 def silence_telemetry() -> None:

@@ -17,6 +17,7 @@ LmloopError
 │   ├── ServingError         the server cannot start
 │   └── MissingExtraError    a library of an optional extra is not installed
 ├── StoppedError             work was asked to end, is saved, and can go on (exit code 0)
+├── LostRankError            a process of a run of many is gone (exit code 1)
 └── RequestError             one request cannot be served (carries an HTTP status)
     └── ContextLengthError   the prompt does not fit the model's context (400)
 """
@@ -101,6 +102,10 @@ class StoppedError(LmloopError):
     """Work was asked to end in the middle: it is saved, and the same command goes on."""
 
     exit_code = 0
+
+
+class LostRankError(LmloopError):
+    """A process of a run of many is gone; the last snapshot stays, and the same command goes on."""
 
 
 class RequestError(LmloopError):

@@ -11,21 +11,25 @@ import importlib.metadata
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from lmloop.config import database_setting
-from lmloop.errors import CompressionError, RecipeError
-from lmloop.progress import Progress
+from lmloop.config import database_setting, rank_setting
+from lmloop.errors import ArtifactError, CompressionError, RecipeError
+from lmloop.progress import Progress, Silent
 from lmloop.recipe import Recipe
 from lmloop.stages import STAGES, Stage, Workshop, find_base, find_vectors
 from lmloop.store.artifact import Artifact, artifact_key, open_artifact
 from lmloop.store.database import database_url, open_database
 from lmloop.store.lineage import walk_back
 from lmloop.store.registry import Registry, index_artifact, mirror_folder
+from lmloop.training.ranks import ALONE, join_ranks
 from lmloop.unfinished import begin_run
+
+_MADE, _CALLED = 0.0, 1.0
+"""What the first rank says of a stage: that it is made, or that all are to work at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,8 @@ class Made:
     artifacts: Mapping[str, Artifact]
     """By stage."""
     live: Artifact | None
-    """The model that is served; None where the walk stopped before there was one."""
+    """The model that is served; None where the walk stopped before there was one, and for all ranks
+    but the first."""
 
 
 def open_home(home: Path) -> sa.Engine:
@@ -49,26 +54,40 @@ def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -
     Text without conversations is not fine-tuned unless that is what was asked for. A compression
     that would cost too much quality is refused by its stage; with `until` None the walk says so and
     goes on with the uncompressed model. Raises `RecipeError` for a model that does not continue
-    text where more is asked for than to pre-train it, `SourceError` or `ArtifactError`
-    where word vectors or the model to begin with are missing.
+    text where more is asked for than to pre-train it, `SourceError` or `ArtifactError` where word
+    vectors or the model to begin with are missing. In processes that torchrun has started all train
+    together, and the first does all else.
     """
-    _require_decoder(recipe, until)
-    if until not in ("prepare", "tokenize"):
-        find_vectors(recipe)
-    shop = Workshop(recipe=recipe, home=home, progress=progress)
-    if until != "prepare":
-        find_base(recipe, shop.store)
+    with join_ranks(rank_setting()) as ranks:
+        _require_decoder(recipe, until)
+        if until not in ("prepare", "tokenize"):
+            find_vectors(recipe)
+        told = progress if ranks.is_first else Silent()
+        shop = Workshop(recipe=recipe, home=home, progress=told, ranks=ranks)
+        if until != "prepare":
+            find_base(recipe, shop.store)
+        with shop.store.use():
+            return _walk(shop, until)
+
+
+def _walk(shop: Workshop, until: str | None) -> Made:
+    """Make what is asked for: together up to the last stage that trains, the first alone then."""
     made: dict[str, Artifact] = {}
-    with shop.store.use():
-        if until is not None:
-            _make_needed(STAGES[until], shop, made, asked=True)
-            return Made(made, live=None)
-        for stage in STAGES.values():
-            try:
-                _make_needed(stage, shop, made, asked=False)
-            except CompressionError as refusal:
-                progress.say(f"not compressed: {refusal}")
-        return Made(made, _make_live(made, shop))
+    if until is not None:
+        _make_needed(STAGES[until], shop, made, asked=True)
+        return Made(made, live=None)
+    for stage in STAGES.values():
+        if stage.trains:
+            _make_needed(stage, shop, made, asked=False)
+    if not shop.ranks.is_first:
+        return Made(made, live=None)
+    shop = replace(shop, ranks=ALONE)
+    for stage in STAGES.values():
+        try:
+            _make_needed(stage, shop, made, asked=False)
+        except CompressionError as refusal:
+            shop.progress.say(f"not compressed: {refusal}")
+    return Made(made, _make_live(made, shop))
 
 
 def _require_decoder(recipe: Recipe, until: str | None) -> None:
@@ -136,6 +155,8 @@ def make(
         stage.settings(shop.recipe),
         [origin["fingerprint"] for origin in origins],
     )
+    if not shop.ranks.is_first:
+        return _follow(stage, shop, inputs, key)
     found = shop.store.find(stage.name, key)
     if found is None:
         with shop.store.lock(stage.name, key):
@@ -145,6 +166,18 @@ def make(
                 return _make(stage, shop, inputs, origins, key)
     shutil.rmtree(shop.home / "runs" / found.path.name, ignore_errors=True)
     shop.progress.say(f"{stage.name}: already made, {found}")
+    shop.ranks.agree(_MADE)
+    return found
+
+
+def _follow(stage: Stage, shop: Workshop, inputs: Mapping[str, Artifact], key: str) -> Artifact:
+    """Work beside the first rank if it calls, and open what it has made."""
+    path = shop.store.path(stage.name, key)
+    while shop.ranks.agree(_MADE) == _CALLED:
+        stage.work(shop, inputs, path, shop.home / "runs" / path.name)
+    found = shop.store.find(stage.name, key)
+    if found is None:
+        raise ArtifactError(f"{path} is not to be seen here: all ranks need one --home, shared")
     return found
 
 
@@ -160,13 +193,14 @@ def _make(
     started = time.time()
     with shop.store.write(stage.name, key) as draft:
         run = shop.home / "runs" / draft.final.name
-        if stage.name in ("pretrain", "finetune"):
+        if stage.trains:
             begin_run(
                 run,
                 name=shop.recipe.name,
                 inputs=[origin["fingerprint"] for origin in origins],
                 settings=stage.settings(shop.recipe),
             )
+            shop.ranks.agree(_CALLED)
         counts = dict(stage.work(shop, inputs, draft.path, run))
         stage.release()
         counts["stage_seconds"] = round(time.time() - started, 1)
@@ -185,6 +219,7 @@ def _make(
     shutil.rmtree(run, ignore_errors=True)
     _index(shop.home, made)
     shop.progress.say(f"{stage.name}: made {made} in {counts['stage_seconds']} s")
+    shop.ranks.agree(_MADE)
     return made
 
 

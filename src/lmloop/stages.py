@@ -19,6 +19,7 @@ from lmloop.errors import SourceError
 from lmloop.progress import Progress
 from lmloop.recipe import Recipe
 from lmloop.store.artifact import Artifact, ArtifactStore, hash_file
+from lmloop.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from lmloop.store.bases import Base
@@ -38,6 +39,8 @@ class Workshop:
     recipe: Recipe
     home: Path
     progress: Progress
+    ranks: Ranks = ALONE
+    """The processes of this run; stages that train work in all of them."""
 
     @property
     def store(self) -> ArtifactStore:
@@ -62,6 +65,8 @@ class Stage:
     """Its inputs that no stage makes, each with kind and fingerprint, and a source if a file."""
     numeric: bool = True
     """Whether its result depends on PyTorch and the processor."""
+    trains: bool = False
+    """Whether all ranks work at it; at the others the first works alone."""
 
     def settings(self, recipe: Recipe) -> dict[str, Any]:
         """The parts of the recipe that decide the result."""
@@ -188,6 +193,7 @@ def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         clock=time.monotonic,
         progress=shop.progress,
         base=None if base is None else base.path,
+        ranks=shop.ranks,
     )
 
 
@@ -206,6 +212,7 @@ def _finetune(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         validate=make_validation(shop, shards),
         clock=time.monotonic,
         progress=shop.progress,
+        ranks=shop.ranks,
         freeze_embedding=shop.recipe.model.freeze_embedding,
     )
 
@@ -311,6 +318,7 @@ STAGES: Mapping[str, Stage] = {
             sections=("model", "pretrain", "seed"),
             work=_pretrain,
             raw=_trace_beginning,
+            trains=True,
         ),
         Stage(
             name="finetune",
@@ -318,6 +326,7 @@ STAGES: Mapping[str, Stage] = {
             needs=("pretrain", "tokenize"),
             sections=("finetune", "seed"),
             work=_finetune,
+            trains=True,
         ),
         Stage(
             name="evaluate",

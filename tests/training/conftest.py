@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import socket
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from lmloop.config import rank_setting
+from lmloop.errors import LmloopError
 from lmloop.learning import PretrainConfig
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
@@ -21,6 +28,7 @@ from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.tokens.words import WordStream, index_words
 from lmloop.training.loop import TrainResult, train
+from lmloop.training.ranks import ALONE, Ranks, join_ranks
 
 from ..conftest import VOCAB_SIZE, tiny_shape
 
@@ -76,6 +84,7 @@ class Run:
         clock: Callable[[], float] | None = None,
         before_step: Callable[[int], object] = lambda step: None,
         validate: Callable[[Transformer], float] | None = None,
+        ranks: Ranks = ALONE,
     ) -> TrainResult:
         self.model = Transformer(tiny_shape(vocab_size=VOCAB_SIZE, num_layers=1))
         initialise(self.model, seed=0)
@@ -89,6 +98,7 @@ class Run:
             clock=clock or make_clock(),
             progress=self.said,
             name="test",
+            ranks=ranks,
         )
 
     def weights(self) -> dict[str, bytes]:
@@ -142,6 +152,65 @@ def make_run(shards_folder: Path, tmp_path: Path) -> Callable[..., Run]:
         return Run(shards_folder, folder, **changes)
 
     return make
+
+
+def fork_ranks(size: int, work: Callable[[Ranks], object], *, folder: Path) -> list[int]:
+    """Let `size` forked processes meet and work; how each ended, as a shell would tell it.
+
+    What a rank raises is written to `folder/error-RANK`. Fails where one takes over a minute.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    children = [_fork_rank(rank, size, work, folder, address) for rank in range(size)]
+    codes: list[int] = []
+    try:
+        deadline = time.monotonic() + 60
+        while len(codes) < size:
+            ended, status = os.waitpid(children[len(codes)], os.WNOHANG)
+            if ended:
+                codes.append(os.waitstatus_to_exitcode(status))
+                continue
+            assert time.monotonic() < deadline, f"rank {len(codes)} does not end"
+            time.sleep(0.01)
+    finally:
+        for child in children[len(codes) :]:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return codes
+
+
+def _fork_rank(
+    rank: int,
+    size: int,
+    work: Callable[[Ranks], object],
+    folder: Path,
+    address: dict[str, str],
+) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ.update(address, RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
+        torch.set_num_threads(1)
+        with join_ranks(rank_setting()) as ranks:
+            work(ranks)
+        code = 0
+    except SystemExit as ending:
+        code = int(ending.code or 0)
+    except LmloopError as error:
+        (folder / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
+        code = error.exit_code
+    except BaseException:
+        (folder / f"error-{rank}").write_text(traceback.format_exc())
+    finally:
+        os._exit(code)
+
+
+def read_errors(folder: Path) -> dict[int, str]:
+    """What forked ranks have raised, by rank."""
+    return {int(path.name[6:]): path.read_text() for path in folder.glob("error-*")}
 
 
 CLASSES = {

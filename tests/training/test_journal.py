@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lmloop.training.journal import Journal, read_micro_batch
+from lmloop.training.journal import Journal, NoJournal, read_micro_batch
 
 
 def write(path: Path, count: int) -> None:
@@ -99,3 +99,16 @@ def test_the_micro_batch_of_a_run_is_read_from_its_first_line(tmp_path: Path) ->
     ):
         path.write_text(text)
         assert read_micro_batch(path) == expected
+
+
+def test_a_rank_that_keeps_no_journal_writes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    journal = NoJournal()
+    journal.append({"step": 1})
+    journal.cut(0)
+    journal.sync()
+    assert journal.entries() == []
+    journal.close()
+    assert list(tmp_path.iterdir()) == []

@@ -319,3 +319,30 @@ def test_every_kind_of_state_goes_on_bit_for_bit(change: dict[str, Any]) -> None
             optimizer.step(0.7, clip=1.0)
     for name, tensor in unbroken.state().items():
         assert torch.equal(tensor, resumed.state()[name]), name
+
+
+def test_what_is_gathered_lies_in_one_piece_that_ranks_can_add_up() -> None:
+    model, twin = random_model(tiny_shape()), random_model(tiny_shape())
+    whole, parts = make(model), make(twin)
+    grads = set_gradients(model, seed=1)
+    set_gradients(twin, seed=1)
+    parts.gather(0.25)
+    assert parts.gathered.dtype == torch.float32
+    expected = torch.cat([grads[name].flatten() for name in parts.master])
+    torch.testing.assert_close(parts.gathered, 0.25 * expected, rtol=0, atol=0)
+    parts.gathered.mul_(4)
+    assert parts.step(1.0, clip=1e9) == whole.step(1.0, clip=1e9)
+    for name, master in whole.master.items():
+        assert master.equal(parts.master[name])
+
+
+def test_a_parameter_without_a_gradient_is_gathered_as_zeros() -> None:
+    model = random_model(tiny_shape())
+    optimizer = make(model)
+    set_gradients(model, seed=1)
+    model.embedding.weight.grad = None
+    optimizer.gather(1.0)
+    size = model.embedding.weight.numel()
+    assert list(optimizer.master)[0] == "embedding.weight"
+    assert not optimizer.gathered[:size].any()
+    assert optimizer.gathered[size:].any()

@@ -9,6 +9,26 @@ from pathlib import Path
 from typing import Any
 
 
+class NoJournal:
+    """The journal of a rank that keeps none: the first one's is the run's."""
+
+    def cut(self, steps: int) -> None:
+        """Do nothing."""
+
+    def entries(self) -> list[dict[str, Any]]:
+        """No lines."""
+        return []
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class Journal:
     """Appends lines; a line torn by a crash is dropped on the next opening."""
 

@@ -26,9 +26,10 @@ from lmloop.tokens.loader import Batch
 from lmloop.tokens.mixture import Loader
 from lmloop.training.batch import batch_loss
 from lmloop.training.budget import make_budget
-from lmloop.training.journal import Journal
+from lmloop.training.journal import Journal, NoJournal
 from lmloop.training.optim import make_optimizer
 from lmloop.training.patience import Patience
+from lmloop.training.ranks import ALONE, Ranks
 from lmloop.training.schedule import rate_factor
 from lmloop.training.snapshot import Position, load_snapshot, save_snapshot
 from lmloop.training.soundness import REMEMBERED, Soundness, find_unsound
@@ -66,13 +67,15 @@ def train(
     progress: Progress,
     name: str,
     is_scored_in_bytes: bool = True,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train `model` in place; `folder` holds journal and snapshots, and resumes if it has any.
 
     `validate` gives bits per byte, or else nats a learnt target. Raises `TrainingError` where the
     loss or the gradient is no number any more, and `StoppedError` after a SIGTERM, once saved.
+    With many `ranks` each trains on its part of every batch; the first alone validates and writes.
     """
-    run = _Run(model, loader, config, folder=folder, clock=clock, progress=progress)
+    run = _Run(model, loader, config, folder=folder, clock=clock, progress=progress, ranks=ranks)
     measured = "validation_bpb" if is_scored_in_bytes else "validation_loss"
     with closing(run.journal), progress.task(name, total=1.0, unit="") as task:
         with watch_for_sigterm() as asked:
@@ -84,7 +87,7 @@ def train(
                     entry[measured] = run.measure(validate)
                 run.journal.append(entry)
                 _report(task, entry)
-                if asked.is_set():
+                if ranks.total(asked.is_set()):
                     run.save()
                     raise StoppedError(
                         f"{name} was asked to stop and is saved at step {entry['step']}: "
@@ -119,27 +122,35 @@ class _Run:
         folder: Path,
         clock: Callable[[], float],
         progress: Progress,
+        ranks: Ranks,
     ) -> None:
+        ranks.part(0, config.batch_rows)
+        self._ranks = ranks
         self._model, self._loader, self._config = model, loader, config
         self._folder, self._progress = folder, progress
         self._optimizer = make_optimizer(model, config)
         self._patience = None if config.patience is None else Patience(config.patience)
         self.position, self._saved = Position(step=0, elapsed=0.0), 0
         self._returns: Counter[int] = Counter()
-        found = load_snapshot(folder, tell=progress.say)
+        found = self._look_up()
         if found is not None:
             self._take_over(*found)
             progress.say(
                 f"resumed at step {self.position.step} after {self.position.elapsed:.0f} s"
             )
-        self.journal = Journal(folder / JOURNAL, steps=self.position.step)
+        self.journal = (
+            Journal(folder / JOURNAL, steps=self.position.step) if ranks.is_first else NoJournal()
+        )
         self.budget = make_budget(config, clock=clock, before=self.position.elapsed)
         self._soundness = self._remember()
 
     def share(self) -> float:
-        """How much of the budget is spent; all of it where patience has come to its end."""
+        """How much of the budget is spent; all of it where patience has come to its end.
+
+        The first rank's clock counts for all.
+        """
         is_over = self._patience is not None and self._patience.is_over
-        return 1.0 if is_over else self.budget.share(self.position.step)
+        return self._ranks.agree(1.0 if is_over else self.budget.share(self.position.step))
 
     def step(self, share: float) -> dict[str, Any] | None:
         """One step and what is to be journaled of it; None where the run went back instead."""
@@ -165,9 +176,12 @@ class _Run:
         return entry | ({"loss": value, "norm": norm} if trouble is None else {"skipped": trouble})
 
     def measure(self, validate: Callable[[Transformer], float]) -> float:
-        """The figure of the weights as they would be kept."""
-        with self._optimizer.averaged():
-            value = validate(self._model.eval())
+        """The figure of the weights as they would be kept; the first rank alone measures it."""
+        value = math.nan
+        if self._ranks.is_first:
+            with self._optimizer.averaged():
+                value = validate(self._model.eval())
+        value = self._ranks.agree(value)
         if self._patience is not None:
             self._patience.look(value, self._optimizer.result)
         return value
@@ -176,13 +190,15 @@ class _Run:
         """Write a snapshot, if anything has been done since the last."""
         if self.position.step == self._saved:
             return
+        self._saved = self.position.step
+        if not self._ranks.is_first:
+            return
         self.journal.sync()
         self.position = replace(self.position, elapsed=self.budget.elapsed())
         tensors = self._optimizer.state()
         if self._patience is not None:
             tensors |= self._patience.state()
         save_snapshot(self._folder, self.position, tensors)
-        self._saved = self.position.step
 
     def finish(self, validate: Callable[[Transformer], float]) -> float:
         """Leave the weights to keep in the model and give their figure."""
@@ -201,30 +217,37 @@ class _Run:
 
     def _gradient(self) -> float:
         """Loss of the next batch; leaves its gradient with the model, or gathered."""
-        if (
-            self._model.config.dropout or self._config.lora_dropout
-        ):  # the same noise again after a resume
-            torch.manual_seed(self.position.step)
+        ranks = self._ranks
+        if self._model.config.dropout or self._config.lora_dropout:
+            # The same noise again after a resume, another on each rank.
+            torch.manual_seed(self.position.step * ranks.size + ranks.rank)
         self._model.train()
         batches = self._batches()
         learnt = [int(batch.learnt.sum()) for batch in batches]
+        total, in_pieces = max(1, int(ranks.total(sum(learnt)))), ranks.size * len(batches) > 1
         value = 0.0
         for batch, count in zip(batches, learnt, strict=True):
-            share = count / max(1, sum(learnt))
+            share = count / total
             loss = batch_loss(self._model, batch, smoothing=self._config.label_smoothing)
             value += share * loss.item() if share else 0.0
             if not math.isfinite(value):
                 break
             loss.backward()  # type: ignore[no-untyped-call]
-            if len(batches) > 1:
+            if in_pieces:
                 self._optimizer.gather(share)
+        value = ranks.total(value)
+        if in_pieces and math.isfinite(value):
+            ranks.add_up(self._optimizer.gathered)
         return value
 
     def _batches(self) -> list[Batch]:
-        """The next batch, in the pieces that are in memory at once."""
-        first, rows = self._rows
-        at_once = self._config.micro_batch_rows
-        return [self._loader.rows(start, at_once) for start in range(first, first + rows, at_once)]
+        """This rank's part of the next batch, in the pieces that are in memory at once."""
+        first, rows = self._ranks.part(*self._rows)
+        at_once, end = self._config.micro_batch_rows, first + rows
+        return [
+            self._loader.rows(start, min(at_once, end - start))
+            for start in range(first, end, at_once)
+        ]
 
     @property
     def _rows(self) -> tuple[int, int]:
@@ -245,7 +268,8 @@ class _Run:
             find_unsound(self._model, partial(batch_loss, self._model, batch))
             for batch in self._batches()
         )
-        layer = next(filter(None, found), None)
+        layers = self._ranks.collect(next(filter(None, found), ""))
+        layer = next(filter(None, layers), None)
         origin = origin if layer is None else f"first in {layer}, {origin}"
         if policy == "skip":
             self._progress.say(f"{where} ({origin}): the batch is left out")
@@ -260,7 +284,7 @@ class _Run:
     def _roll_back(self, trouble: str) -> bool:
         """Return to the last snapshot, and pass over all rows up to the end of this batch."""
         first, rows = self._rows
-        found = load_snapshot(self._folder, tell=self._progress.say)
+        found = self._look_up()
         if found is None or self._returns[found[0].step] == MOST_ROLLBACKS:
             return False
         self._take_over(*found)
@@ -274,6 +298,17 @@ class _Run:
         self._progress.say(f"{trouble}: back to step {step}, and on behind that batch")
         return True
 
+    def _look_up(self) -> tuple[Position, dict[str, torch.Tensor]] | None:
+        """The snapshot to go on from, which must be the same on all ranks."""
+        found = load_snapshot(self._folder, tell=self._progress.say)
+        steps = self._ranks.collect("none" if found is None else str(found[0].step))
+        if len(set(steps)) > 1:
+            raise TrainingError(
+                f"the ranks see snapshots of different steps ({', '.join(steps)}) in "
+                f"{self._folder}: give them all a --home on one shared disk"
+            )
+        return found
+
     def _take_over(self, position: Position, tensors: dict[str, torch.Tensor]) -> None:
         self._optimizer.load_state(tensors)
         if self._patience is not None:
@@ -281,9 +316,11 @@ class _Run:
         self.position, self._saved = position, position.step
 
     def _remember(self) -> Soundness:
-        """A judge that knows the journal's last losses."""
+        """A judge that knows the last losses of the first rank's journal."""
         entries = self.journal.entries()[-2 * REMEMBERED :]
-        losses = [entry["loss"] for entry in entries if "loss" in entry]
+        losses = [entry["loss"] for entry in entries if "loss" in entry][-REMEMBERED:]
+        known = int(self._ranks.agree(len(losses)))
+        losses = [self._ranks.agree(loss) for loss in losses or [math.nan] * known]
         return Soundness(spike=self._config.spike, before=losses)
 
 

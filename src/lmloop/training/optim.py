@@ -70,18 +70,27 @@ class Optimizer:
             self._rules.append(
                 Elementwise(rest, method=kind, rates=rates, momentum=momentum, betas=betas)
             )
+        self._flat: Tensor | None = None
         self._gathered: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def gather(self, share: float) -> None:
         """Add `share` of the model's gradients to those of the batch, in fp32, and clear them."""
+        if self._flat is None:
+            sizes = [master.numel() for master in self.master.values()]
+            self._flat = torch.zeros(sum(sizes), device=next(iter(self.master.values())).device)
+            pieces = zip(self.master.items(), torch.split(self._flat, sizes), strict=True)
+            self._gathered = {name: piece.view_as(master) for (name, master), piece in pieces}
         for name, parameter in self._parameters.items():
-            if parameter.grad is None:
-                continue
-            if name not in self._gathered:
-                self._gathered[name] = torch.zeros_like(self.master[name])
-            self._gathered[name].add_(parameter.grad, alpha=share)
-            parameter.grad = None
+            if parameter.grad is not None:
+                self._gathered[name].add_(parameter.grad, alpha=share)
+                parameter.grad = None
+
+    @property
+    def gathered(self) -> Tensor:
+        """What was gathered of all parameters, fp32 in one piece, to be added up over ranks."""
+        assert self._flat is not None, "nothing was gathered"
+        return self._flat
 
     @torch.no_grad()
     def step(self, factor: float, *, clip: float) -> float:
@@ -103,7 +112,7 @@ class Optimizer:
 
     def discard(self) -> None:
         """Forget the gradients of this batch."""
-        self._gathered.clear()
+        self._flat, self._gathered = None, {}
         for parameter in self._parameters.values():
             parameter.grad = None
 

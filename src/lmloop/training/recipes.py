@@ -38,6 +38,7 @@ from lmloop.training.embeddings import initialise_embedding
 from lmloop.training.journal import read_micro_batch
 from lmloop.training.loop import JOURNAL, train
 from lmloop.training.memory import choose_micro_batch
+from lmloop.training.ranks import ALONE, Ranks
 from lmloop.training.shape import model_config
 from lmloop.weights.checkpoint import load_model, save_model
 
@@ -60,6 +61,7 @@ def pretrain(
     clock: Callable[[], float],
     progress: Progress,
     base: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train a new model on everything; write a checkpoint into `folder`, give its counts.
 
@@ -101,6 +103,7 @@ def pretrain(
         name="pretrain",
         arrangement=arrangement,
         is_scored_in_bytes=config.is_scored_in_bytes,
+        ranks=ranks,
     )
 
 
@@ -157,6 +160,7 @@ def finetune(
     progress: Progress,
     name: str = "finetune",
     freeze_embedding: bool = False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train `base` further on what the shards mark as answers; see `pretrain`.
 
@@ -183,6 +187,7 @@ def finetune(
         clock=clock,
         progress=progress,
         name=name,
+        ranks=ranks,
     )
 
 
@@ -201,8 +206,12 @@ def _make_checkpoint(
     name: str,
     arrangement: Arrangement | None = None,
     is_scored_in_bytes: bool = True,
+    ranks: Ranks,
 ) -> dict[str, Any]:
-    """Train `model` on the split `train` in an order of its own; write it with its tokenizer."""
+    """Train `model` on the split `train` in an order of its own; write it with its tokenizer.
+
+    Only the first rank writes; the others give no counts.
+    """
     tokenizer = Tokenizer.open(shards)
     open_loader = partial(
         PackedLoader,
@@ -222,7 +231,12 @@ def _make_checkpoint(
     bank = adapt(model, config, seed=order_seed)
     source_tokens = 0 if arrangement is None else arrangement.source_tokens
     config = _settle_micro_batch(
-        config, model.config, run=run, source_tokens=source_tokens, progress=progress
+        config,
+        model.config,
+        run=run,
+        source_tokens=source_tokens,
+        progress=progress,
+        ranks=ranks,
     )
     _require_room(model, run)
     run.mkdir(parents=True, exist_ok=True)
@@ -236,8 +250,11 @@ def _make_checkpoint(
         progress=progress,
         name=name,
         is_scored_in_bytes=is_scored_in_bytes,
+        ranks=ranks,
     )
     learnt = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    if not ranks.is_first:
+        return {}
     if bank is not None:
         fold(bank, folder)
     tokenizer.save(folder)
@@ -247,14 +264,21 @@ def _make_checkpoint(
     return told | {
         "parameters": count_parameters(model.config),
         "learnt_parameters": learnt,
+        "ranks": ranks.size,
         "precision": str(model.embedding.weight.dtype).removeprefix("torch."),
     }
 
 
 def _settle_micro_batch(
-    config: TrainConfig, shape: ModelConfig, *, run: Path, source_tokens: int, progress: Progress
+    config: TrainConfig,
+    shape: ModelConfig,
+    *,
+    run: Path,
+    source_tokens: int,
+    progress: Progress,
+    ranks: Ranks,
 ) -> TrainConfig:
-    """Choose the micro-batch where the recipe leaves it open; as before in a run that goes on.
+    """Let the first rank choose the micro-batch that the recipe leaves open; as before on resuming.
 
     Where a batch is cut decides how its sums are rounded, so the choice stands in the journal and
     is repeated with it, however much memory is free then.
@@ -263,12 +287,12 @@ def _settle_micro_batch(
         return config
     chosen = read_micro_batch(run / JOURNAL if config.replay is None else Path(config.replay))
     if chosen is None or config.batch_tokens % chosen or chosen % config.row_tokens:
-        free = free_memory()
+        free = free_memory() // ranks.size
         chosen = choose_micro_batch(shape, config, free=free, source_tokens=source_tokens)
         progress.say(
             f"micro_batch_tokens = {chosen} of {config.batch_tokens}: {free / 1e9:.1f} GB free"
         )
-    return config.model_copy(update={"micro_batch_tokens": chosen})
+    return config.model_copy(update={"micro_batch_tokens": int(ranks.agree(chosen))})
 
 
 def _require_room(model: Transformer, run: Path) -> None:

@@ -1,0 +1,75 @@
+"""The processes of one run: who this one is, and what it agrees on with the others.
+
+Takes: this process's place among the others. Gives: a `Ranks`; that of a run in one process does
+nothing. Only the first rank writes, prints and decides; all take every step together.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+from lmloop.config import Place
+from lmloop.errors import TrainingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Ranks:
+    """One process alone. `parallel.ManyRanks` is the same for many."""
+
+    rank = 0
+    """Number of this process."""
+    size = 1
+    """How many there are (the world size)."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.rank == 0
+
+    def part(self, first: int, rows: int) -> tuple[int, int]:
+        """This rank's own of a batch: a first row and how many, all ranks' in their order.
+
+        Raises `TrainingError` where they cannot be dealt out evenly.
+        """
+        share, left = divmod(rows, self.size)
+        if left or not share:
+            raise TrainingError(
+                f"a batch of {rows} rows cannot be dealt out evenly to {self.size} ranks: make "
+                "batch_tokens / row_tokens a multiple of the number of ranks, or start fewer"
+            )
+        return first + self.rank * share, share
+
+    def agree(self, value: float) -> float:
+        """The first rank's value; waits for as long as it takes that one to come to it."""
+        return value
+
+    def total(self, value: float) -> float:
+        """The sum of all ranks' values."""
+        return value
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Put the sum of all ranks' tensors in place of each."""
+
+    def collect(self, text: str) -> list[str]:
+        """Every rank's text, shortened, in their order; nobody goes on before all are here."""
+        return [text]
+
+
+ALONE = Ranks()
+
+
+def join_ranks(place: Place | None) -> AbstractContextManager[Ranks]:
+    """Meet the other processes of the run, if there are any.
+
+    While they are together, one that is lost ends all (`LostRankError`); an error of lmloop is told
+    by the first rank alone, the others end without a word. Raises `TrainingError` where they do not
+    find each other.
+    """
+    if place is None:
+        return nullcontext(ALONE)
+    from lmloop.training.parallel import join
+
+    return join(place)
