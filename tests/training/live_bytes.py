@@ -85,7 +85,7 @@ def print_resident_bytes(optimizer: str, precision: str) -> None:
     make_step(make_shape(64, 1, 64), make_section(64, 32, **changes))[0]()
     ctypes.CDLL(None).malloc_trim(0)
     before = _read_status("VmRSS")
-    step, _ = make_step(RESIDENT, make_section(2048, 256, **changes))
+    step, _ = make_step(RESIDENT, make_section(4096, 256, **changes))
     step()
     step()
     print(_read_status("VmHWM") - before)
