@@ -29,7 +29,7 @@ from .conftest import Walked, write_recipe
 VERBS = (
     *("run", "prepare", "tokenize", "pretrain", "finetune", "evaluate", "compress"),
     *("generate", "serve", "monitor", "review", "update", "rollback", "loop"),
-    *("gc", "reindex", "forget", "show", "plan", "pull", "export", "vectors"),
+    *("gc", "reindex", "forget", "show", "plan", "pull", "export", "vectors", "tune", "runs"),
 )
 
 

@@ -18,6 +18,7 @@ from lmloop.config import (
     build_recipe,
     calm_threads,
     database_setting,
+    find_key,
     home_directory,
     load_recipe,
     parse_value,
@@ -248,6 +249,15 @@ def test_any_mapping_is_a_recipe_or_refused_in_one_line(data: dict[str, Any]) ->
         build_recipe(data)
     except RecipeError as error:
         assert len(str(error).splitlines()) == 1
+
+
+def test_a_key_is_found_with_its_type_and_an_unknown_one_named_with_the_nearest() -> None:
+    assert find_key("pretrain.learning_rate").annotation is float
+    assert find_key("seed").annotation is int
+    with pytest.raises(RecipeError, match=r"unknown key model.num_layer; did you mean model.num_l"):
+        find_key("model.num_layer")
+    with pytest.raises(RecipeError, match="seed.more: seed is a value and has no keys"):
+        find_key("seed.more")
 
 
 def test_the_home_is_what_was_given_then_the_environment_then_here(

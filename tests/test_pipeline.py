@@ -8,28 +8,30 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmloop import pipeline
+from lmloop import care, pipeline
 from lmloop.config import build_recipe
 from lmloop.errors import (
     ArtifactError,
     BusyError,
     CompressionError,
     DiskFullError,
+    PrunedError,
     RecipeError,
     SourceError,
+    StoppedError,
 )
 from lmloop.pipeline import Made, code_version, make, walk
 from lmloop.progress import Silent
 from lmloop.recipe import Recipe
 from lmloop.stages import STAGES, Inputs, Stage, Workshop
 from lmloop.store.artifact import Artifact, ArtifactStore
-from lmloop.store.database import database_url, open_database
+from lmloop.store.database import database_url, open_database, runs_table
 from lmloop.store.registry import find_live
 from lmloop.training.ranks import Ranks
 
@@ -250,7 +252,8 @@ def test_asking_for_a_stage_makes_what_it_needs_and_no_more(
         ({"prepare__min_turns": 3}, ALL),
         ({"prepare__sources": ["b" * 8]}, ALL),
         ({"tokenize__vocab_size": 500}, ALL[1:]),
-        ({"model__num_layers": 2}, ALL[1:]),
+        ({"model__context_length": 1024}, ALL[1:]),
+        ({"model__num_layers": 2}, ALL[2:]),
         ({"pretrain__steps": 7}, ALL[2:]),
         ({"finetune__steps": 7}, ALL[3:]),
         ({"evaluate__openers": 7}, ["evaluate"]),
@@ -360,6 +363,65 @@ def test_what_another_process_is_making_is_refused(house: House) -> None:
 
     house.during["tokenize"] = walk_again
     assert list(house.walk(until="tokenize").artifacts) == ["prepare", "tokenize"]
+
+
+def test_a_run_that_is_given_up_leaves_nothing_and_a_broken_one_its_state(house: House) -> None:
+    def give_up(folder: Path, run: Path) -> None:
+        raise PrunedError("worse than the others")
+
+    def break_off(folder: Path, run: Path) -> None:
+        raise StoppedError("saved")
+
+    house.during["pretrain"] = break_off
+    with pytest.raises(StoppedError):
+        house.walk(until="pretrain")
+    assert len(list((house.home / "runs").iterdir())) == 1
+    house.during["pretrain"] = give_up
+    with pytest.raises(PrunedError):
+        house.walk(until="pretrain")
+    assert list((house.home / "runs").iterdir()) == []
+    assert [name.partition("-")[0] for name in house.artifacts()] == ["prepare", "tokenize"]
+
+
+def test_what_a_stage_journals_becomes_rows_and_a_silent_one_is_lost(house: House) -> None:
+    recipe = build_recipe({"name": "tiny", "prepare": {"sources": ["a" * 8]}})
+    told: list[object] = []
+
+    def work(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+        shop.watch({"step": 1, "share": 0.0, "seconds": 1.0, "tokens": 8, "loss": 2.0})
+        (state,) = [run.state for run in care.runs(home=house.home)]
+        told.append(state)
+        return {}
+
+    stage = replace(house.stages()["prepare"], work=work)
+    shop = Workshop(recipe=recipe, home=house.home, progress=Silent(), watch=told.append)
+    made = make(stage, shop, {})
+    (run,) = care.runs(home=house.home)
+    assert (run.id, run.name, run.state, told[1]) == (made.path.name, "tiny", "finished", "running")
+    assert isinstance(told[0], Mapping)
+    database = open_database(database_url(house.home))
+    with database.begin() as connection:
+        connection.execute(runs_table.update().values(state="running", heard=0.0))
+    database.dispose()
+    assert [run.state for run in care.runs(home=house.home)] == ["lost"]
+
+
+def test_a_tracker_follows_a_run_and_changes_no_result(house: House) -> None:
+    told = {"step": 1, "share": 0.0, "seconds": 1.0, "tokens": 8, "loss": 2.0}
+
+    def work(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[str, Any]:
+        shop.watch(told)
+        return {}
+
+    def make_with(**changes: Any) -> Artifact:
+        data = {"name": "tiny", "prepare": {"sources": ["a" * 8]}, "pretrain": {"steps": 1}}
+        recipe = build_recipe(data, {f"pretrain.{key}": value for key, value in changes.items()})
+        stage = replace(house.stages()["pretrain"], needs=(), work=work)
+        return make(stage, Workshop(recipe=recipe, home=house.home, progress=Silent()), {})
+
+    made = make_with(trackers=["tensorboard"])
+    assert len(list((house.home / "tensorboard" / made.path.name).iterdir())) == 1
+    assert make_with() == made
 
 
 def test_what_another_process_has_just_made_is_taken(

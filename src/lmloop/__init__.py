@@ -31,10 +31,12 @@ __all__ = [
     "review",
     "rollback",
     "run",
+    "runs",
     "serve",
     "show",
     "tokenize",
     "transcribe",
+    "tune",
     "update",
     "vectors",
 ]
@@ -46,10 +48,11 @@ _ELSEWHERE = {
     **dict.fromkeys(
         (
             *("decide", "forget", "gc", "loop", "monitor"),
-            *("reindex", "review", "rollback", "update"),
+            *("reindex", "review", "rollback", "runs", "update"),
         ),
         "lmloop.care",
     ),
+    "tune": "lmloop.tuning.search",
 }
 
 

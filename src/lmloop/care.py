@@ -5,8 +5,10 @@ They are to `lmloop.circle` what `lmloop.api` is to the pipeline.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from lmloop.errors import UsageError
 from lmloop.progress import Progress, Silent
 from lmloop.recipe import Recipe
 from lmloop.sections import parse_size
+from lmloop.store.artifact import ArtifactStore
 from lmloop.store.registry import Registry, find_live, mirror_folder
 from lmloop.upkeep import CollectConfig, MonitorConfig
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from lmloop.store.forget import Forgotten
     from lmloop.store.garbage import Collected
     from lmloop.store.reindex import Counts
+    from lmloop.store.runs import Run
     from lmloop.updating.review import Review
     from lmloop.updating.rollback import RolledBack
 
@@ -140,6 +144,21 @@ def reindex(*, home: str | Path | None = None) -> Counts:
 
     with existing_database(home) as database:
         return work(home_directory(home), database)
+
+
+def runs(*, home: str | Path | None = None, name: str | None = None, most: int = 20) -> list[Run]:
+    """The trainings begun last, the newest first; one that ended without a word is `lost`."""
+    from lmloop.store.runs import is_alive, read_runs
+
+    store, now = ArtifactStore(home_directory(home)), time.time()
+    with existing_database(home) as database:
+        found = read_runs(database, name=name, most=most)
+    return [
+        replace(run, state="lost")
+        if run.state == "running" and not is_alive(run, is_held=not store.is_free(run.id), now=now)
+        else run
+        for run in found
+    ]
 
 
 def forget(user: str, *, home: str | Path | None = None) -> Forgotten:

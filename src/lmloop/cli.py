@@ -41,6 +41,7 @@ from lmloop.options import (
     choose_vector_options,
     parse_overrides,
 )
+from lmloop.verbs import add_verbs
 
 INTERRUPTED = 130
 REFUSED = 3
@@ -368,6 +369,9 @@ def vectors(
     if train or not (nearest or analogy):
         print(f"{file}: {made.matrix.shape[0]:,} words of {made.matrix.shape[1]} numbers")
     show_vectors(made, nearest=nearest or (), analogies=analogy or (), count=count)
+
+
+add_verbs(app)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from lmloop.errors import RecipeError, TrainingError
 from lmloop.recipe import Recipe
@@ -94,16 +95,39 @@ def _explain(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     dotted = ".".join(location) or "recipe"
     if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else ""
-        return f"unknown key {dotted}; {hint or 'known here: ' + ', '.join(known)}"
+        return _explain_unknown(location)
     message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     if error["type"] == "model_type":
         message = f"is a section with keys of its own: {', '.join(_known_keys(location))}"
     if error["type"] in ("missing", "value_error"):
         return f"{dotted}: {message}"
     return f"{dotted}: {message}, given {textwrap.shorten(repr(error['input']), 80)}"
+
+
+def _explain_unknown(location: Sequence[str]) -> str:
+    known = _known_keys(location[:-1])
+    near = difflib.get_close_matches(location[-1], known, n=1)
+    hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else ""
+    return f"unknown key {'.'.join(location)}; {hint or 'known here: ' + ', '.join(known)}"
+
+
+def find_key(dotted: str) -> FieldInfo:
+    """What the recipe says of a key such as `pretrain.steps`: its type, limits and meaning.
+
+    Raises `RecipeError` for a key that is not known, with the nearest one.
+    """
+    section: type[BaseModel] = Recipe
+    location = dotted.split(".")
+    for number, part in enumerate(location):
+        if part not in section.model_fields:
+            raise RecipeError(_explain_unknown(location[: number + 1]))
+        field = section.model_fields[part]
+        if number + 1 == len(location):
+            return field
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        section = field.annotation
+    raise RecipeError(f"{dotted}: {part} is a value and has no keys")
 
 
 def describe_keys(sections: Sequence[str]) -> dict[str, str]:
@@ -120,7 +144,7 @@ def describe_keys(sections: Sequence[str]) -> dict[str, str]:
     return described
 
 
-def _known_keys(location: list[str]) -> list[str]:
+def _known_keys(location: Sequence[str]) -> list[str]:
     model: type[BaseModel] = Recipe
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None

@@ -12,12 +12,14 @@ LmloopError
 │   ├── DiskFullError        the disk has no room for what a stage writes
 │   ├── BusyError            another process works on the same thing
 │   ├── TrainingError        a run cannot start or go on
+│   │   └── DivergedError    its loss or gradient is no number any more, or jumps
 │   ├── CompressionError     compression would cost more quality than was allowed
 │   ├── UpdateError          an update cannot start: too little feedback, or changed thresholds
 │   ├── ServingError         the server cannot start
 │   └── MissingExtraError    a library of an optional extra is not installed
 ├── StoppedError             work was asked to end, is saved, and can go on (exit code 0)
 ├── LostRankError            a process of a run of many is gone (exit code 1)
+├── PrunedError              a run is given up by whoever watches it; nothing of it stays
 └── RequestError             one request cannot be served (carries an HTTP status)
     └── ContextLengthError   the prompt does not fit the model's context (400)
 """
@@ -77,6 +79,10 @@ class TrainingError(UsageError):
     """A training run cannot start or go on."""
 
 
+class DivergedError(TrainingError):
+    """A run's loss or gradient is no number any more, or jumps, and the recipe says to stop."""
+
+
 class CompressionError(UsageError):
     """Compression would cost more quality than the recipe allows."""
 
@@ -106,6 +112,10 @@ class StoppedError(LmloopError):
 
 class LostRankError(LmloopError):
     """A process of a run of many is gone; the last snapshot stays, and the same command goes on."""
+
+
+class PrunedError(LmloopError):
+    """A run is given up by whoever watches it: nothing of it stays."""
 
 
 class RequestError(LmloopError):

@@ -85,6 +85,9 @@ class TrainConfig(Section):
     save_every: int = Field(default=200, ge=1)
     """Steps between two snapshots: what `kill -9` can cost at most."""
 
+    trackers: tuple[Literal["tensorboard"], ...] = Field(default=(), strict=False, exclude=True)
+    """Other programs that log the run, in files below the home; they decide nothing of it."""
+
     @field_validator("budget")
     @classmethod
     def _check_budget(cls, value: str | None) -> str | None:

@@ -12,19 +12,23 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
 from lmloop.config import database_setting, rank_setting
-from lmloop.errors import ArtifactError, CompressionError, RecipeError
-from lmloop.progress import Progress, Silent
+from lmloop.errors import ArtifactError, CompressionError, PrunedError, RecipeError
+from lmloop.progress import Progress, Silent, Watch, unwatched
 from lmloop.recipe import Recipe
-from lmloop.stages import STAGES, Stage, Workshop, find_base, find_vectors
+from lmloop.stages import STAGES, Inputs, Stage, Workshop, find_base, find_vectors
 from lmloop.store.artifact import Artifact, artifact_key, open_artifact
 from lmloop.store.database import database_url, open_database
 from lmloop.store.lineage import walk_back
 from lmloop.store.registry import Registry, index_artifact, mirror_folder
+from lmloop.store.runs import RunLog
+from lmloop.tracking.trackers import open_trackers
 from lmloop.training.ranks import ALONE, join_ranks
 from lmloop.unfinished import begin_run
 
@@ -48,22 +52,30 @@ def open_home(home: Path) -> sa.Engine:
     return open_database(database_setting() or database_url(home))
 
 
-def walk(recipe: Recipe, *, home: Path, until: str | None, progress: Progress) -> Made:
+def walk(
+    recipe: Recipe,
+    *,
+    home: Path,
+    until: str | None,
+    progress: Progress,
+    watch: Watch = unwatched,
+) -> Made:
     """Make everything up to the stage `until` (all stages where None), then set the live model.
 
     Text without conversations is not fine-tuned unless that is what was asked for. A compression
     that would cost too much quality is refused by its stage; with `until` None the walk says so and
-    goes on with the uncompressed model. Raises `RecipeError` for a model that does not continue
-    text where more is asked for than to pre-train it, `SourceError` or `ArtifactError` where word
-    vectors or the model to begin with are missing. In processes that torchrun has started all train
-    together, and the first does all else.
+    goes on with the uncompressed model. `watch` is told the journal of the stage `until`. Raises
+    `RecipeError` for a model that does not continue text where more is asked for than to pre-train
+    it, `SourceError` or `ArtifactError` where word vectors or the model to begin with are missing.
+    In processes that torchrun has started all train together, and the first does all else.
     """
     with join_ranks(rank_setting()) as ranks:
         _require_decoder(recipe, until)
         if until not in ("prepare", "tokenize"):
             find_vectors(recipe)
         told = progress if ranks.is_first else Silent()
-        shop = Workshop(recipe=recipe, home=home, progress=told, ranks=ranks)
+        shop = Workshop(recipe=recipe, home=home, progress=told, ranks=ranks, watch=watch)
+        shop = replace(shop, is_trial=watch is not unwatched)
         if until != "prepare":
             find_base(recipe, shop.store)
         with shop.store.use():
@@ -125,7 +137,7 @@ def _make_needed(stage: Stage, shop: Workshop, made: dict[str, Artifact], *, ask
     if stage.name in made:
         return
     for need in stage.needs:
-        _make_needed(STAGES[need], shop, made, asked=False)
+        _make_needed(STAGES[need], replace(shop, watch=unwatched), made, asked=False)
     if stage.name == "finetune" and not asked and not _has_answers(made["tokenize"]):
         shop.progress.say("finetune: the text has no answers to learn from, the base model stays")
         made[stage.name] = made["pretrain"]
@@ -193,15 +205,20 @@ def _make(
     started = time.time()
     with shop.store.write(stage.name, key) as draft:
         run = shop.home / "runs" / draft.final.name
-        if stage.trains:
+        if stage.trains and not shop.is_trial:
             begin_run(
                 run,
                 name=shop.recipe.name,
                 inputs=[origin["fingerprint"] for origin in origins],
                 settings=stage.settings(shop.recipe),
             )
+        if stage.trains:
             shop.ranks.agree(_CALLED)
-        counts = dict(stage.work(shop, inputs, draft.path, run))
+        try:
+            counts = _work(stage, shop, inputs, draft.path, run)
+        except PrunedError:
+            shutil.rmtree(run, ignore_errors=True)
+            raise
         stage.release()
         counts["stage_seconds"] = round(time.time() - started, 1)
         made = draft.finish(
@@ -221,6 +238,26 @@ def _make(
     shop.progress.say(f"{stage.name}: made {made} in {counts['stage_seconds']} s")
     shop.ranks.agree(_MADE)
     return made
+
+
+def _work(stage: Stage, shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> dict[str, Any]:
+    """Do the work of a stage; what it journals goes to the database and trackers as well."""
+    log = RunLog(
+        partial(open_home, shop.home),
+        run=run.name,
+        name=shop.recipe.name,
+        stage=stage.name,
+        tell=shop.progress.say,
+    )
+    names = getattr(getattr(shop.recipe, stage.name, None), "trackers", ())
+    with log, open_trackers(names, home=shop.home, run=run.name) as track:
+
+        def watch(entry: Mapping[str, Any]) -> None:
+            log.write(entry)
+            track(entry)
+            shop.watch(entry)
+
+        return dict(stage.work(replace(shop, watch=watch), inputs, folder, run))
 
 
 def _origin(artifact: Artifact) -> dict[str, str]:

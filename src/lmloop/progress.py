@@ -6,9 +6,16 @@ bar with rate and time left, and that library callers leave silent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
+
+Watch = Callable[[Mapping[str, Any]], None]
+"""Is told each line of a run's journal; may end the run with a `PrunedError`."""
+
+
+def unwatched(entry: Mapping[str, Any]) -> None:
+    """A watch that nobody keeps."""
 
 
 class Task(Protocol):

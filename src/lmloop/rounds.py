@@ -190,6 +190,7 @@ def _update(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[
         clock=time.monotonic,
         progress=shop.progress,
         freeze_embedding=recipe.model.freeze_embedding,
+        watch=shop.watch,
     )
     changes = forgetting_report(
         load(base, verify=False),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmloop.config import calm_threads
 from lmloop.errors import SourceError
-from lmloop.progress import Progress
+from lmloop.progress import Progress, Watch, unwatched
 from lmloop.recipe import Recipe
 from lmloop.store.artifact import Artifact, ArtifactStore, hash_file
 from lmloop.training.ranks import ALONE, Ranks
@@ -41,6 +41,10 @@ class Workshop:
     progress: Progress
     ranks: Ranks = ALONE
     """The processes of this run; stages that train work in all of them."""
+    watch: Watch = unwatched
+    """Is told each line of the journal of a stage that trains."""
+    is_trial: bool = False
+    """Whether this is one of many walks of a search: each has settings of its own."""
 
     @property
     def store(self) -> ArtifactStore:
@@ -58,7 +62,7 @@ class Stage:
     needs: tuple[str, ...]
     """Stages whose artifacts it reads."""
     sections: tuple[str, ...]
-    """Parts of the recipe that decide its result."""
+    """Parts of the recipe that decide its result: sections, or keys such as `model.head_dim`."""
     work: Callable[[Workshop, Inputs, Path, Path], Mapping[str, Any]]
     """Writes the artifact's files into the first folder, may keep state in the second; counts."""
     raw: Callable[[Recipe, ArtifactStore], list[dict[str, str]]] | None = None
@@ -71,7 +75,12 @@ class Stage:
     def settings(self, recipe: Recipe) -> dict[str, Any]:
         """The parts of the recipe that decide the result."""
         data = recipe.model_dump(mode="json")
-        return {name: data[name] for name in self.sections}
+        parts: dict[str, Any] = {}
+        for part in self.sections:
+            section, _, key = part.partition(".")
+            value = data[section]
+            parts[section] = {**parts.get(section, {}), key: value[key]} if key else value
+        return parts
 
     def sources(self, recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
         """What no stage makes, with fingerprints: text, word vectors, the model to begin with."""
@@ -194,6 +203,7 @@ def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         progress=shop.progress,
         base=None if base is None else base.path,
         ranks=shop.ranks,
+        watch=shop.watch,
     )
 
 
@@ -214,6 +224,7 @@ def _finetune(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         progress=shop.progress,
         ranks=shop.ranks,
         freeze_embedding=shop.recipe.model.freeze_embedding,
+        watch=shop.watch,
     )
 
 
@@ -306,7 +317,7 @@ STAGES: Mapping[str, Stage] = {
             name="tokenize",
             kind="shards",
             needs=("prepare",),
-            sections=("tokenize", "model"),
+            sections=("tokenize", "model.context_length"),
             work=_tokenize,
             raw=_trace_base,
             numeric=False,

@@ -22,7 +22,7 @@ from lmloop.errors import LmloopError
 from lmloop.learning import PretrainConfig
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
-from lmloop.progress import Silent
+from lmloop.progress import Silent, Watch, unwatched
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
@@ -85,6 +85,7 @@ class Run:
         before_step: Callable[[int], object] = lambda step: None,
         validate: Callable[[Transformer], float] | None = None,
         ranks: Ranks = ALONE,
+        watch: Watch = unwatched,
     ) -> TrainResult:
         self.model = Transformer(tiny_shape(vocab_size=VOCAB_SIZE, num_layers=1))
         initialise(self.model, seed=0)
@@ -99,6 +100,7 @@ class Run:
             progress=self.said,
             name="test",
             ranks=ranks,
+            watch=watch,
         )
 
     def weights(self) -> dict[str, bytes]:

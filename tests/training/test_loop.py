@@ -7,14 +7,14 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lmloop.errors import StoppedError, TrainingError
+from lmloop.errors import PrunedError, StoppedError, TrainingError
 from lmloop.training import snapshot
 from lmloop.training.schedule import rate_factor
 
@@ -436,6 +436,24 @@ def test_before_the_first_snapshot_there_is_nothing_to_go_back_to(make_run: Make
     run = make_run(config=make_config(on_unsound="rollback"))
     with pytest.raises(TrainingError, match=r"documents \d.*; the last sound snapshot is in"):
         run.go(before_step=poison_at(run, 2))
+
+
+def test_whoever_watches_is_told_each_line_of_the_journal_and_may_end_the_run(
+    make_run: MakeRun,
+) -> None:
+    told: list[Any] = []
+    run = make_run()
+    run.go(watch=lambda entry: told.append(dict(entry)))
+    assert told == run.journal()
+
+    def prune(entry: Mapping[str, Any]) -> None:
+        if entry["step"] == 5:
+            raise PrunedError("worse than the others")
+
+    pruned = make_run("pruned")
+    with pytest.raises(PrunedError):
+        pruned.go(watch=prune)
+    assert len(pruned.journal()) == 5
 
 
 def test_sigterm_saves_and_the_same_run_goes_on_to_the_same_weights(make_run: MakeRun) -> None:

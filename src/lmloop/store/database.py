@@ -135,6 +135,32 @@ servers_table = sa.Table(
     sa.Column("note", sa.Text),
 )
 
+runs_table = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("name", sa.String, nullable=False, index=True),
+    sa.Column("stage", sa.String, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("note", sa.Text),
+    sa.Column("started", sa.Float, nullable=False, index=True),
+    sa.Column("heard", sa.Float, nullable=False),
+)
+
+run_steps_table = sa.Table(
+    "run_steps",
+    metadata,
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("share", sa.Float, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("loss", sa.Float),
+    sa.Column("norm", sa.Float),
+    sa.Column("validation_bpb", sa.Float),
+    sa.Column("validation_loss", sa.Float),
+)
+
 secrets_table = sa.Table(
     "secrets",
     metadata,
@@ -182,7 +208,11 @@ def _complete(connection: sa.Connection) -> None:
             index.create(connection, checkfirst=True)
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_all, _close_the_circle)
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (
+    _create_all,
+    _close_the_circle,
+    _complete,  # 3: runs and their steps
+)
 """Applied once each, in order; a new one is appended and never changed afterwards."""
 
 

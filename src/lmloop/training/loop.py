@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from lmloop.errors import StoppedError, TrainingError
+from lmloop.errors import DivergedError, StoppedError, TrainingError
 from lmloop.learning import TrainConfig
 from lmloop.model.hardware import release_memory
 from lmloop.model.transformer import Transformer
-from lmloop.progress import Progress, Task
+from lmloop.progress import Progress, Task, Watch, unwatched
 from lmloop.tokens.loader import Batch
 from lmloop.tokens.mixture import Loader
 from lmloop.training.batch import batch_loss
@@ -68,12 +68,14 @@ def train(
     name: str,
     is_scored_in_bytes: bool = True,
     ranks: Ranks = ALONE,
+    watch: Watch = unwatched,
 ) -> TrainResult:
     """Train `model` in place; `folder` holds journal and snapshots, and resumes if it has any.
 
-    `validate` gives bits per byte, or else nats a learnt target. Raises `TrainingError` where the
-    loss or the gradient is no number any more, and `StoppedError` after a SIGTERM, once saved.
-    With many `ranks` each trains on its part of every batch; the first alone validates and writes.
+    `validate` gives bits per byte, or else nats a learnt target; `watch` is told each line of the
+    journal. Raises `DivergedError` where the loss or the gradient is no number any more, and
+    `StoppedError` after a SIGTERM, once saved. With many `ranks` each trains on its part of every
+    batch; the first alone validates and writes.
     """
     run = _Run(model, loader, config, folder=folder, clock=clock, progress=progress, ranks=ranks)
     measured = "validation_bpb" if is_scored_in_bytes else "validation_loss"
@@ -87,6 +89,7 @@ def train(
                     entry[measured] = run.measure(validate)
                 run.journal.append(entry)
                 _report(task, entry)
+                watch(entry)
                 if ranks.total(asked.is_set()):
                     run.save()
                     raise StoppedError(
@@ -258,7 +261,7 @@ class _Run:
     def _goes_on(self, trouble: str) -> bool:
         """Deal with an unsound step as the recipe says: whether it counts, left out; else go back.
 
-        Raises `TrainingError` where the recipe says to stop, or going back does not help.
+        Raises `DivergedError` where the recipe says to stop, or going back does not help.
         """
         self._optimizer.discard()
         policy, step = self._config.on_unsound, self.position.step
@@ -276,7 +279,7 @@ class _Run:
             return True
         if policy == "rollback" and self._roll_back(f"{where} ({origin})"):
             return False
-        raise TrainingError(
+        raise DivergedError(
             f"{where}: lower matrix_learning_rate or learning_rate, or see on_unsound; it was "
             f"{origin}; the last sound snapshot is in {self._folder}"
         )

@@ -23,7 +23,7 @@ from lmloop.model.cost import count_parameters
 from lmloop.model.hardware import fast_dtype, free_memory
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
-from lmloop.progress import Progress
+from lmloop.progress import Progress, Watch, unwatched
 from lmloop.sections import ModelSection
 from lmloop.tokens.arrangement import Arrangement, make_arrangement
 from lmloop.tokens.chat import ChatTemplate
@@ -62,15 +62,16 @@ def pretrain(
     progress: Progress,
     base: Path | None = None,
     ranks: Ranks = ALONE,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Train a new model on everything; write a checkpoint into `folder`, give its counts.
 
     With a `base`, whose tokenizer the shards must have, that model goes on learning instead. `run`
     holds snapshots and journal: a run that was killed goes on from there. `validate` gives
     bits per byte; where the objective makes no model of next tokens, its own loss on the
-    validation split stands instead. Raises `TokenizerError` for a special token that is missing,
-    `ArtifactError` and `TrainingError` for word vectors or a base that cannot be read or do not
-    fit.
+    validation split stands instead; `watch` is told each line of the journal. Raises
+    `TokenizerError` for a special token that is missing, `ArtifactError` and `TrainingError` for
+    word vectors or a base that cannot be read or do not fit.
     """
     tokenizer = Tokenizer.open(shards)
     arrangement = make_arrangement(config, tokenizer)
@@ -101,6 +102,7 @@ def pretrain(
         clock=clock,
         progress=progress,
         name="pretrain",
+        watch=watch,
         arrangement=arrangement,
         is_scored_in_bytes=config.is_scored_in_bytes,
         ranks=ranks,
@@ -161,6 +163,7 @@ def finetune(
     name: str = "finetune",
     freeze_embedding: bool = False,
     ranks: Ranks = ALONE,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Train `base` further on what the shards mark as answers; see `pretrain`.
 
@@ -188,6 +191,7 @@ def finetune(
         progress=progress,
         name=name,
         ranks=ranks,
+        watch=watch,
     )
 
 
@@ -204,6 +208,7 @@ def _make_checkpoint(
     clock: Callable[[], float],
     progress: Progress,
     name: str,
+    watch: Watch,
     arrangement: Arrangement | None = None,
     is_scored_in_bytes: bool = True,
     ranks: Ranks,
@@ -251,6 +256,7 @@ def _make_checkpoint(
         name=name,
         is_scored_in_bytes=is_scored_in_bytes,
         ranks=ranks,
+        watch=watch,
     )
     learnt = sum(each.numel() for each in model.parameters() if each.requires_grad)
     if not ranks.is_first:

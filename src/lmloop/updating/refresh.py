@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmloop.errors import UpdateError
-from lmloop.progress import Progress
+from lmloop.progress import Progress, Watch, unwatched
 from lmloop.tokens.shards import Shards
 from lmloop.training.recipes import Validate, finetune
 from lmloop.updating.mixture import SPLIT
@@ -31,6 +31,7 @@ def refresh(
     clock: Callable[[], float],
     progress: Progress,
     freeze_embedding: bool = False,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Train `base` further on what the mixture marks as learnt; write a checkpoint, give counts.
 
@@ -55,6 +56,7 @@ def refresh(
         progress=progress,
         name="update",
         freeze_embedding=freeze_embedding,
+        watch=watch,
     )
 
 

@@ -1,0 +1,1 @@
+"""The tune verb: many trainings in search of a recipe's best values."""

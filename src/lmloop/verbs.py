@@ -1,0 +1,95 @@
+"""The verbs around training: searching for settings, looking at runs."""
+
+from __future__ import annotations
+
+import time
+from itertools import takewhile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmloop.options import OVERRIDES, Home, Recipe, RecipeCommand, parse_overrides
+
+
+def add_verbs(app: typer.Typer) -> None:
+    """Enter the verbs of this file."""
+    app.command(cls=RecipeCommand, context_settings=OVERRIDES)(tune)
+    app.command()(runs)
+
+
+def tune(
+    context: typer.Context,
+    recipe: Recipe,
+    over: Annotated[
+        list[str],
+        typer.Option(
+            "--over",
+            metavar="KEY=RANGE",
+            help="What to search: KEY=LOW..HIGH, KEY=LOW..HIGH:log, KEY=LOW..HIGH:STEP or "
+            "KEY=ONE,OTHER; several may follow.",
+        ),
+    ],
+    trials: Annotated[
+        int, typer.Option("--trials", min=1, help="Trainings, those of earlier calls included.")
+    ] = 20,
+    stage: Annotated[
+        str, typer.Option("--stage", help="What is made with each trial's values.")
+    ] = "pretrain",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            help="Figure of what the stage makes, as `lmloop show` tells it [default: the one that "
+            "the stage validates by].",
+        ),
+    ] = None,
+    maximize: Annotated[
+        bool, typer.Option("--maximize", help="The highest is best; nothing is pruned then.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option(help="Give up trials that validate worse than the median.")
+    ] = True,
+    home: Home = None,
+) -> None:
+    """Search a recipe's best values by many trainings; the same command goes on."""
+    from lmloop.console import make_progress
+    from lmloop.tables import show_tuned
+    from lmloop.tuning.search import tune
+
+    more = list(takewhile(lambda word: not word.startswith("--"), context.args))
+    tuned = tune(
+        Path(recipe),
+        over=[*over, *more],
+        trials=trials,
+        stage=stage,
+        metric=metric,
+        maximize=maximize,
+        prune=prune,
+        home=home,
+        progress=make_progress(),
+        **parse_overrides(context.args[len(more) :]),
+    )
+    show_tuned(tuned)
+
+
+def runs(
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a recipe [default: all].", show_default=False)
+    ] = None,
+    home: Home = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="How many, the newest.")] = 20,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write them with their curves into this file.")
+    ] = None,
+) -> None:
+    """List trainings under way and done: step, loss, bits per byte, speed, alive or not."""
+    from lmloop import care
+    from lmloop.tables import show_runs
+
+    found = care.runs(home=home, name=name, most=most)
+    show_runs(found)
+    if html is not None:
+        from lmloop.tracking.page import write_page
+
+        write_page(found, html, now=time.time())
