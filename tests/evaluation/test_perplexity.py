@@ -186,3 +186,16 @@ def test_other_text_is_measured_for_both_models_with_the_same_tokens(
     assert [metric.value, metric.base] == expected
     assert same.base == same.value == metric.value
     assert (metric.name, work(loaded, None).base) == ("outside_bits_per_byte", None)
+
+
+def test_a_report_gives_no_more_context_than_its_longest_window(
+    loaded: LoadedModel, shards_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perplexity, "LONGEST_WINDOW", 16)
+    shards = Shards.open(shards_folder, "heldout")
+    metric, _ = measure_prediction(loaded, None, shards, seed=0, progress=Silent())
+    document_id = loaded.require_tokenizer().document_id
+    expected = bits_per_byte_of(
+        loaded.transformer, shards, document_id=document_id, context_length=16
+    )
+    assert metric.value == expected

@@ -28,6 +28,8 @@ TOKENS_AT_ONCE = 1 << 16
 """Documents are scored in groups of about so many tokens: rows of like length run together."""
 OTHER_TOKENS = 1 << 14
 """Tokens of each other kind of text that are measured, at most."""
+LONGEST_WINDOW = 2048
+"""Tokens of context that a report gives at most: memory of attention grows with the square."""
 CHECKED_TOKENS = 8192
 """Held-out tokens on which the arithmetic is compared with fp32."""
 
@@ -195,7 +197,7 @@ def _nats(
         model.transformer,
         shards,
         document_id=model.require_tokenizer().document_id,
-        context_length=model.config.context_length,
+        context_length=min(model.config.context_length, LONGEST_WINDOW),
         max_tokens=max_tokens,
         progress=progress,
         name=name,
