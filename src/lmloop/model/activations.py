@@ -3,8 +3,8 @@
 Takes: a `ModelConfig` and the sizes of a batch. Gives: the bytes of all tensors that autograd holds
 on a CPU between tokens and final states, a tensor that two operators share counted once. A tensor
 is counted where it is read: an input with the product that it enters, a sum with the norm behind
-it. Rows are one text each, two or more of them: a single row saves the copies that bring heads
-together. On CUDA less is kept, since attention there holds no weights.
+it. Rows are one text each; of a single row some pieces are no copies but hold the whole that they
+are cut from. On CUDA less is kept, since attention there holds no weights.
 
 Axes: D width, I inner width, H query heads, K key heads, d width of a head, E experts, B rows, T
 tokens of a row, S tokens of its source.
@@ -134,6 +134,7 @@ def _attention(config: ModelConfig, batch: Batch) -> int:
         numbers += queries + keys + (0 if config.qk_norm else values) + 2 * heads
         numbers += (queries + keys) * config.learn_beta
     numbers += queries * config.projections
+    numbers += _uncut(config, batch) if batch.rows == 1 else 0
     biased = config.positions == "relative"
     scores = _scores(config, batch, keys=batch.row_tokens, biased=biased)
     return _numbers(batch, numbers) + weights * batch.element_bytes + scores
@@ -148,6 +149,22 @@ def _cross(config: ModelConfig, batch: Batch) -> int:
         read = keys + values + 2 * config.num_kv_heads
     source = batch.rows * batch.source_tokens * read * batch.element_bytes
     return _numbers(batch, numbers) + source + _scores(config, batch, keys=batch.source_tokens)
+
+
+def _uncut(config: ModelConfig, batch: Batch) -> int:
+    """What the scores of a single row hold beside their pieces, numbers a token.
+
+    Under a cap queries are cut from what was turned or normed, or from the fused product; beside a
+    learnt bias values in fp32 are cut from that product, which a cosine may hold already.
+    """
+    queries, keys, values = config.qkv_rows
+    if config.attention_cap is not None:
+        is_made = config.qk_norm or config.positions == "rotary"
+        return 0 if config.beta is not None else keys + (0 if is_made else values)
+    is_cut = config.num_heads == config.num_kv_heads and batch.element_bytes == _EXACT
+    if config.positions != "relative" or not is_cut:
+        return 0
+    return -values if config.beta is not None and not config.qk_norm else queries + keys
 
 
 def _scores(config: ModelConfig, batch: Batch, *, keys: int, biased: bool = False) -> int:
@@ -196,9 +213,9 @@ def _experts(config: ModelConfig, batch: Batch) -> int:
 
 
 def _gru(config: ModelConfig, batch: Batch) -> int:
-    """The input, for each way; of a step its product [3, D], gates, proposal and result."""
-    ways = 1 if config.causal else 2
-    return _numbers(batch, (ways + 7) * config.hidden_size)
+    """The input, copied for each way; of a step its product [3, D], gates, proposal and result."""
+    inputs = 1 if config.causal or batch.rows == 1 else 2
+    return _numbers(batch, (inputs + 7) * config.hidden_size)
 
 
 def _convolution(config: ModelConfig, batch: Batch) -> int:
@@ -231,7 +248,9 @@ def _lstm(config: ModelConfig, batch: Batch) -> int:
     )
     page = 4096
     workspace = sum(-(-part // page) * page for part in parts)
-    return ways * workspace + _numbers(batch, 2 * width) + 4 * batch.rows * width * size
+    # Of a single row that is read one way, what comes out is what the next product reads.
+    kept = 1 if batch.rows == 1 and config.causal else 2
+    return ways * workspace + _numbers(batch, kept * width) + 4 * batch.rows * width * size
 
 
 def _stride(length: int, size: int) -> int:
