@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,14 @@ SPLIT_SIZES = {"train": 120, "validation": 12, "heldout": 12}
 _ASK = ("do you like", "tell me about", "where is", "what is", "I saw", "你好，", "why no")
 _WHAT = ("the sea", "a small house", "café music", "the train", "green tea", "火车", "a 🐢")
 _SAY = ("I like it a lot", "not today", "it is far away", "no idea 🙂", "yes, I do", "很好")
+
+
+@pytest.fixture(autouse=True)
+def usual_numbers() -> Iterator[None]:
+    """Denormal numbers stay what they are, though a stage that trains in a test ends that."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_flush_denormal(False)
 
 
 def make_conversations(count: int, *, seed: int) -> list[Conversation]:

@@ -15,6 +15,7 @@ from lmloop import pipeline
 from lmloop.progress import Silent
 from lmloop.recipe import Recipe
 from lmloop.stages import STAGES, Inputs, Stage, Workshop
+from lmloop.store.artifact import ArtifactStore
 from lmloop.tuning import search
 from lmloop.tuning.search import Tuned, tune
 
@@ -31,7 +32,7 @@ RATES = "pretrain.learning_rate=1e-4..1:log"
 class FormulaStage(Stage):
     """A stage that reads no files."""
 
-    def sources(self, recipe: Recipe) -> list[dict[str, str]]:
+    def sources(self, recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
         return [] if self.needs else [{"kind": "raw", "source": "a", "fingerprint": "f" * 64}]
 
 
