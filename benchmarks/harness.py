@@ -91,8 +91,17 @@ def make_row(
     }
 
 
-def report(name: str, rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """Print the rows, and with --save keep them with machine, versions and command."""
+def report(
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    arguments: argparse.Namespace,
+    *,
+    of: str | None = None,
+) -> None:
+    """Print the rows, and with --save keep them with machine, versions and command.
+
+    `of` tells this way of running a benchmark from its usual one.
+    """
     for row in rows:
         print(json.dumps(row) if arguments.json else _describe(row))
     if arguments.save:
@@ -102,7 +111,8 @@ def report(name: str, rows: Sequence[dict[str, Any]], arguments: argparse.Namesp
         path.parent.mkdir(exist_ok=True)
         data = json.loads(path.read_text()) if path.exists() else {"machine": machine, "runs": {}}
         command = " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
-        data["runs"][name] = {"command": command, "rows": list(rows)}
+        run = name if of is None else f"{name} {of}"
+        data["runs"][run] = {"command": command, "rows": list(rows)}
         path.write_text(json.dumps(data, indent=1) + "\n")
 
 
