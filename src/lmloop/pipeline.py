@@ -74,8 +74,14 @@ def walk(
         if until not in ("prepare", "tokenize"):
             find_vectors(recipe)
         told = progress if ranks.is_first else Silent()
-        shop = Workshop(recipe=recipe, home=home, progress=told, ranks=ranks, watch=watch)
-        shop = replace(shop, is_trial=watch is not unwatched)
+        shop = Workshop(
+            recipe=recipe,
+            home=home,
+            progress=told,
+            ranks=ranks,
+            watch=watch,
+            is_trial=watch is not unwatched,
+        )
         if until != "prepare":
             find_base(recipe, shop.store)
         with shop.store.use():
