@@ -85,6 +85,12 @@ class TrainConfig(Section):
     save_every: int = Field(default=200, ge=1)
     """Steps between two snapshots: what `kill -9` can cost at most."""
 
+    sharding: Literal["none", "full"] = Field(default="none", exclude=True)
+    """What each of many ranks (torchrun) holds: the whole model, or its share of the weights and of
+    the optimizer's state (`full`)."""
+    tensor_parallel: int = Field(default=1, ge=1, exclude=True)
+    """So many ranks compute one part of a batch together, each its own heads and inner features;
+    more than 1 implies `sharding = "full"`."""
     trackers: tuple[Literal["tensorboard"], ...] = Field(default=(), strict=False, exclude=True)
     """Other programs that log the run, in files below the home; they decide nothing of it."""
 

@@ -156,10 +156,12 @@ def make_run(shards_folder: Path, tmp_path: Path) -> Callable[..., Run]:
     return make
 
 
-def fork_ranks(size: int, work: Callable[[Ranks], object], *, folder: Path) -> list[int]:
+def fork_ranks(
+    size: int, work: Callable[[Ranks], object], *, folder: Path, seconds: float = 60.0
+) -> list[int]:
     """Let `size` forked processes meet and work; how each ended, as a shell would tell it.
 
-    What a rank raises is written to `folder/error-RANK`. Fails where one takes over a minute.
+    What a rank raises is written to `folder/error-RANK`. Fails where it takes over `seconds`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -167,7 +169,7 @@ def fork_ranks(size: int, work: Callable[[Ranks], object], *, folder: Path) -> l
     children = [_fork_rank(rank, size, work, folder, address) for rank in range(size)]
     codes: list[int] = []
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + seconds
         while len(codes) < size:
             ended, status = os.waitpid(children[len(codes)], os.WNOHANG)
             if ended:

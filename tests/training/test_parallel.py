@@ -46,6 +46,12 @@ def test_ranks_add_up_agree_and_collect(tmp_path: Path) -> None:
         assert ranks.total(0.1 * ranks.rank) == 0.1 + 0.2
         texts = ranks.collect("ä" * 400 if ranks.rank == 1 else f"of {ranks.rank}")
         assert texts == ["of 0", "ä" * 256, "of 2"]
+        # Rank r sends as many numbers as the receiver's: 10 r + receiver, to itself as well.
+        sent = [torch.full((to,), 10 * ranks.rank + to, dtype=torch.bfloat16) for to in range(3)]
+        got = ranks.exchange(sent, [ranks.rank] * 3)  # type: ignore[attr-defined]
+        assert [each.tolist() for each in got] == [
+            [10.0 * origin + ranks.rank] * ranks.rank for origin in range(3)
+        ]
 
     assert fork_ranks(3, work, folder=tmp_path) == [0, 0, 0], read_errors(tmp_path)
 
@@ -132,7 +138,9 @@ def test_ranks_that_wait_in_vain_for_one_that_lives_name_nobody(
 KINDS = {"decoder": "causal", "encoder": "masked", "encoder-decoder": "span-corruption"}
 
 
-def train_kind(kind: str, shards: Path, folder: Path, ranks: Ranks, **changes: Any) -> None:
+def train_kind(
+    kind: str, shards: Path, folder: Path, ranks: Ranks, *, kv_heads: int = 1, **changes: Any
+) -> None:
     """Pre-train a small model of a kind; each rank leaves its weights, the first a checkpoint."""
     torch.set_num_threads(1)
     shape = ModelSection(
@@ -140,7 +148,7 @@ def train_kind(kind: str, shards: Path, folder: Path, ranks: Ranks, **changes: A
         num_layers=2,
         hidden_size=16,
         num_heads=2,
-        num_kv_heads=1,
+        num_kv_heads=kv_heads,
         head_dim=8,
         intermediate_size=24,
         context_length=CONTEXT_LENGTH,

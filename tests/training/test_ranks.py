@@ -34,6 +34,15 @@ def test_every_rank_takes_its_part_of_a_batch_in_their_order() -> None:
     assert Third().part(12, 6) == (16, 2)
 
 
+def test_ranks_that_compute_together_take_the_same_part() -> None:
+    parts = []
+    for rank in range(4):
+        each = Ranks()
+        each.rank, each.size = rank, 4
+        parts.append(each.part(8, 6, copies=2))
+    assert parts == [(8, 3), (8, 3), (11, 3), (11, 3)]
+
+
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_rows_that_cannot_be_dealt_out_evenly_are_refused_in_one_line(rows: int) -> None:
     with pytest.raises(TrainingError, match=rf"^a batch of {rows} rows .* to 3 ranks: .*fewer$"):

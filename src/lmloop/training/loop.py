@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,14 +24,14 @@ from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Task, Watch, unwatched
 from lmloop.tokens.loader import Batch
 from lmloop.tokens.mixture import Loader
-from lmloop.training.batch import batch_loss
 from lmloop.training.budget import make_budget
 from lmloop.training.journal import Journal, NoJournal
 from lmloop.training.optim import make_optimizer
 from lmloop.training.patience import Patience
+from lmloop.training.placement import place
 from lmloop.training.ranks import ALONE, Ranks
 from lmloop.training.schedule import rate_factor
-from lmloop.training.snapshot import Position, load_snapshot, save_snapshot
+from lmloop.training.snapshot import Position
 from lmloop.training.soundness import REMEMBERED, Soundness, find_unsound
 from lmloop.training.stopping import watch_for_sigterm
 
@@ -127,11 +127,12 @@ class _Run:
         progress: Progress,
         ranks: Ranks,
     ) -> None:
-        ranks.part(0, config.batch_rows)
         self._ranks = ranks
-        self._model, self._loader, self._config = model, loader, config
+        self._placement = place(model, config, ranks)
+        ranks.part(0, config.batch_rows, copies=self._placement.copies)
+        self._model, self._loader, self._config = self._placement.model, loader, config
         self._folder, self._progress = folder, progress
-        self._optimizer = make_optimizer(model, config)
+        self._optimizer = make_optimizer(self._model, config, placement=self._placement)
         self._patience = None if config.patience is None else Patience(config.patience)
         self.position, self._saved = Position(step=0, elapsed=0.0), 0
         self._returns: Counter[int] = Counter()
@@ -181,9 +182,10 @@ class _Run:
     def measure(self, validate: Callable[[Transformer], float]) -> float:
         """The figure of the weights as they would be kept; the first rank alone measures it."""
         value = math.nan
-        if self._ranks.is_first:
-            with self._optimizer.averaged():
-                value = validate(self._model.eval())
+        with self._optimizer.averaged():
+            model = self._placement.gather(self._optimizer.result)
+            if self._ranks.is_first:
+                value = validate(model.eval())
         value = self._ranks.agree(value)
         if self._patience is not None:
             self._patience.look(value, self._optimizer.result)
@@ -194,14 +196,12 @@ class _Run:
         if self.position.step == self._saved:
             return
         self._saved = self.position.step
-        if not self._ranks.is_first:
-            return
         self.journal.sync()
         self.position = replace(self.position, elapsed=self.budget.elapsed())
         tensors = self._optimizer.state()
         if self._patience is not None:
             tensors |= self._patience.state()
-        save_snapshot(self._folder, self.position, tensors)
+        self._placement.save(self._folder, self.position, tensors)
 
     def finish(self, validate: Callable[[Transformer], float]) -> float:
         """Leave the weights to keep in the model and give their figure."""
@@ -209,7 +209,7 @@ class _Run:
         if self._patience is not None and self._patience.weights:
             value, weights = self._patience.value, self._patience.weights
         self._optimizer.settle(weights)
-        self._model.eval()
+        self._placement.gather(weights).eval()
         return value
 
     def final_loss(self) -> float:
@@ -223,7 +223,9 @@ class _Run:
         ranks = self._ranks
         if self._model.config.dropout or self._config.lora_dropout:
             # The same noise again after a resume, another on each rank.
-            torch.manual_seed(self.position.step * ranks.size + ranks.rank)
+            torch.manual_seed(
+                self.position.step * ranks.size + ranks.rank // self._placement.copies
+            )
         self._model.train()
         batches = self._batches()
         learnt = [int(batch.learnt.sum()) for batch in batches]
@@ -231,21 +233,21 @@ class _Run:
         value = 0.0
         for batch, count in zip(batches, learnt, strict=True):
             share = count / total
-            loss = batch_loss(self._model, batch, smoothing=self._config.label_smoothing)
+            loss = self._placement.loss(batch, smoothing=self._config.label_smoothing)
             value += share * loss.item() if share else 0.0
-            if not math.isfinite(value):
+            if not math.isfinite(value) and not self._placement.in_step:
                 break
-            loss.backward()  # type: ignore[no-untyped-call]
+            left = self._placement.learn(loss, share)
             if in_pieces:
-                self._optimizer.gather(share)
+                self._optimizer.gather(left)
         value = ranks.total(value)
         if in_pieces and math.isfinite(value):
-            ranks.add_up(self._optimizer.gathered)
+            self._optimizer.add_up()
         return value
 
     def _batches(self) -> list[Batch]:
         """This rank's part of the next batch, in the pieces that are in memory at once."""
-        first, rows = self._ranks.part(*self._rows)
+        first, rows = self._ranks.part(*self._rows, copies=self._placement.copies)
         at_once, end = self._config.micro_batch_rows, first + rows
         return [
             self._loader.rows(start, min(at_once, end - start))
@@ -267,10 +269,12 @@ class _Run:
         policy, step = self._config.on_unsound, self.position.step
         where = f"{trouble} at step {step}"
         origin = f"documents {', '.join(map(str, self._loader.documents(*self._rows)[:8]))}"
-        found = (
-            find_unsound(self._model, partial(batch_loss, self._model, batch))
+        found: Iterable[str | None] = (
+            find_unsound(self._model, partial(self._placement.loss, batch), self._placement.own)
             for batch in self._batches()
         )
+        if self._placement.in_step:
+            found = list(found)
         layers = self._ranks.collect(next(filter(None, found), ""))
         layer = next(filter(None, layers), None)
         origin = origin if layer is None else f"first in {layer}, {origin}"
@@ -303,7 +307,7 @@ class _Run:
 
     def _look_up(self) -> tuple[Position, dict[str, torch.Tensor]] | None:
         """The snapshot to go on from, which must be the same on all ranks."""
-        found = load_snapshot(self._folder, tell=self._progress.say)
+        found = self._placement.load(self._folder, tell=self._progress.say)
         steps = self._ranks.collect("none" if found is None else str(found[0].step))
         if len(set(steps)) > 1:
             raise TrainingError(

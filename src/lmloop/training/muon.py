@@ -6,7 +6,7 @@ orthogonalised together in one batched product. Source: Jordan et al. 2024, Muon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,15 @@ class Part:
     """Rows of a parameter that are one matrix: queries, keys and values are three."""
 
     name: str
+    index: int
+    """Which of the parameter's matrices."""
     rows: slice
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rows.stop - self.rows.start, self.columns
 
 
 class Muon:
@@ -62,22 +70,19 @@ class Muon:
         self._masters, self._rates, self._momentum = masters, rates, momentum
         self._groups: dict[tuple[int, int], list[Part]] = {}
         for part in parts:
-            rows, columns = masters[part.name][part.rows].shape
-            self._groups.setdefault((rows, columns), []).append(part)
+            self._groups.setdefault(part.shape, []).append(part)
         self.momenta = {
-            shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()
+            shape: torch.zeros(len(self._own(group)), *shape)
+            for shape, group in self._groups.items()
         }
 
     def step(self, grads: Mapping[str, Tensor], factor: float, *, shrink: float) -> None:
         """One step at `factor` of the rates; how long a gradient is does not matter (`shrink`)."""
         for (rows, columns), group in self._groups.items():
-            grad = torch.stack([grads[part.name][part.rows] for part in group]).float()
+            grad = self._collect(grads, group)
             momentum = self.momenta[rows, columns].lerp_(grad, 1 - self._momentum)
             update = orthogonalise(grad.lerp_(momentum, self._momentum))
-            size = factor * max(1.0, rows / columns) ** 0.5
-            for part, change in zip(group, update, strict=True):
-                matrix = self._masters[part.name][part.rows]
-                matrix.add_(change.float(), alpha=-size * self._rates[part.name])
+            self._move(group, update, factor * max(1.0, rows / columns) ** 0.5)
 
     def state(self) -> dict[str, Tensor]:
         """Momenta by the shape of their matrices."""
@@ -87,3 +92,17 @@ class Muon:
         """Take over what `state` gave."""
         for name, tensor in self.state().items():
             tensor.copy_(named[name])
+
+    def _own(self, group: Sequence[Part]) -> Sequence[Part]:
+        """Those of one shape that are made orthogonal here."""
+        return group
+
+    def _collect(self, grads: Mapping[str, Tensor], group: Sequence[Part]) -> Tensor:
+        """Whole gradients of this process's own of a group, fp32 [g, R, C]."""
+        return torch.stack([grads[part.name][part.rows] for part in group]).float()
+
+    def _move(self, group: Sequence[Part], update: Tensor, size: float) -> None:
+        """Move the masters of a group against the update [g, R, C] of this process's own."""
+        for part, change in zip(group, update, strict=True):
+            matrix = self._masters[part.name][part.rows]
+            matrix.add_(change.float(), alpha=-size * self._rates[part.name])

@@ -16,7 +16,9 @@ from torch import Tensor
 from lmloop.learning import TrainConfig
 from lmloop.model.names import fused_rows
 from lmloop.model.transformer import Transformer
-from lmloop.training.muon import Muon, Part
+from lmloop.training.muon import Part
+from lmloop.training.placement import Whole
+from lmloop.training.ranks import ALONE
 from lmloop.training.rules import Elementwise, Rule, ScheduleFree
 from lmloop.training.scales import rate_scales
 
@@ -37,12 +39,19 @@ class Optimizer:
         l1: float = 0.0,
         ema: float | None = None,
         scales: Mapping[str, float] | None = None,
+        placement: Whole | None = None,
     ) -> None:
-        """`method` as in a recipe; `scales` multiply the rates of parameters by name."""
+        """`method` as in a recipe; `scales` multiply the rates of parameters by name.
+
+        With a `placement` this is the part of one rank: it has and moves its own of everything.
+        """
+        self._placement = placement = Whole(model, ALONE) if placement is None else placement
         self._parameters = {
             name: each for name, each in model.named_parameters() if each.requires_grad
         }
-        self.master = {name: p.detach().float().clone() for name, p in self._parameters.items()}
+        with torch.no_grad():
+            self._shown = {name: placement.own(p) for name, p in self._parameters.items()}
+        self.master = {name: p.detach().float().clone() for name, p in self._shown.items()}
         self._matrices = [name for name, p in self.master.items() if is_hidden_matrix(name, p)]
         self._decay, self._l1, self._ema = weight_decay, l1, ema
         by_muon = self._matrices if method == "muon" else []
@@ -65,7 +74,9 @@ class Optimizer:
         else:
             if by_muon:
                 parts = take_apart(model, by_muon)
-                self._rules.append(Muon(self.master, parts, rates=self._rates, momentum=momentum))
+                self._rules.append(
+                    placement.make_muon(self.master, parts, rates=self._rates, momentum=momentum)
+                )
             kind = "sgd" if method == "sgd" else "adamw"
             self._rules.append(
                 Elementwise(rest, method=kind, rates=rates, momentum=momentum, betas=betas)
@@ -83,14 +94,18 @@ class Optimizer:
             self._gathered = {name: piece.view_as(master) for (name, master), piece in pieces}
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
-                self._gathered[name].add_(parameter.grad, alpha=share)
+                self._gathered[name].add_(self._placement.own(parameter.grad), alpha=share)
                 parameter.grad = None
 
     @property
     def gathered(self) -> Tensor:
-        """What was gathered of all parameters, fp32 in one piece, to be added up over ranks."""
+        """What was gathered of all parameters, fp32 in one piece."""
         assert self._flat is not None, "nothing was gathered"
         return self._flat
+
+    def add_up(self) -> None:
+        """Put the sum of what all ranks have gathered in place of each."""
+        self._placement.add_up(self._gathered, self.gathered)
 
     @torch.no_grad()
     def step(self, factor: float, *, clip: float) -> float:
@@ -99,7 +114,7 @@ class Optimizer:
         A gradient whose norm is no finite number moves nothing.
         """
         grads = self._take_gradients()
-        norm = float(torch.stack(_norms(grads)).norm()) if grads else 0.0
+        norm = self._placement.norm(_norms(grads)) if grads else 0.0
         if not math.isfinite(norm):
             return norm
         self._shrink_matrices(factor)
@@ -191,12 +206,12 @@ class Optimizer:
     @torch.no_grad()
     def _show(self, weights: Mapping[str, Tensor]) -> None:
         """Round fp32 weights into the model."""
-        torch._foreach_copy_(
-            list(self._parameters.values()), [weights[name] for name in self._parameters]
-        )
+        torch._foreach_copy_(list(self._shown.values()), [weights[name] for name in self._shown])
 
 
-def make_optimizer(model: Transformer, config: TrainConfig) -> Optimizer:
+def make_optimizer(
+    model: Transformer, config: TrainConfig, *, placement: Whole | None = None
+) -> Optimizer:
     """The optimizer that a recipe asks for; sets apart what it freezes.
 
     Raises `TrainingError` for a pattern that fits no parameter.
@@ -214,11 +229,13 @@ def make_optimizer(model: Transformer, config: TrainConfig) -> Optimizer:
         l1=config.l1,
         ema=config.ema,
         scales=scales,
+        placement=placement,
     )
 
 
-def _norms(grads: Mapping[str, Tensor]) -> list[Tensor]:
-    return list(torch._foreach_norm(list(grads.values()), dtype=torch.float32))
+def _norms(grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    norms = torch._foreach_norm(list(grads.values()), dtype=torch.float32)
+    return dict(zip(grads, norms, strict=True))
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -230,7 +247,7 @@ def take_apart(model: Transformer, names: Sequence[str]) -> Iterator[Part]:
     """The matrices of which fused products are made."""
     parameters = dict(model.named_parameters())
     for name in names:
-        start = 0
-        for rows in fused_rows(model.config, name, len(parameters[name])):
-            yield Part(name, slice(start, start + rows))
+        start, (total, columns) = 0, parameters[name].shape
+        for index, rows in enumerate(fused_rows(model.config, name, total)):
+            yield Part(name, index, slice(start, start + rows), columns)
             start += rows

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,8 @@ ROLL_CALL_SECONDS = 5.0
 """How long a rank may take to answer whether it lives."""
 LISTEN_SECONDS = 0.5
 TEXT_BYTES = 512
+
+Done = TypeVar("Done")
 
 
 class ManyRanks(Ranks):
@@ -59,7 +61,7 @@ class ManyRanks(Ranks):
     def agree(self, value: float) -> float:
         """See `Ranks`."""
         shared = torch.tensor([value], dtype=torch.float64)
-        self._together(lambda: dist.broadcast(shared, src=0, group=self._patient))
+        self.together(lambda: dist.broadcast(shared, src=0, group=self._patient))
         return float(shared)
 
     def total(self, value: float) -> float:
@@ -68,17 +70,35 @@ class ManyRanks(Ranks):
         self.add_up(shared)
         return float(shared)
 
-    def add_up(self, tensor: Tensor) -> None:
-        """See `Ranks`."""
-        self._together(lambda: dist.all_reduce(tensor))
+    def add_up(self, tensor: Tensor, group: dist.ProcessGroup | None = None) -> None:
+        """See `Ranks`; of all ranks, or of those in a group."""
+        self.together(lambda: dist.all_reduce(tensor, group=group))
 
     def collect(self, text: str) -> list[str]:
         """See `Ranks`."""
         own = text.encode()[:TEXT_BYTES]
         sent = torch.frombuffer(bytearray(own.ljust(TEXT_BYTES, b"\0")), dtype=torch.uint8)
         got = [torch.empty_like(sent) for _ in range(self.size)]
-        self._together(lambda: dist.all_gather(got, sent, group=self._patient))
+        self.together(lambda: dist.all_gather(got, sent, group=self._patient))
         return [bytes(each.tolist()).rstrip(b"\0").decode(errors="replace") for each in got]
+
+    def exchange(self, sent: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+        """Give `sent[r]` to rank r, and get what each has sent, `counts[r]` numbers from rank r.
+
+        All is of one type; what comes is flat.
+        """
+        flat = torch.cat([each.reshape(-1) for each in sent])
+        got, sizes = flat.new_empty(sum(counts)), [each.numel() for each in sent]
+        self.together(lambda: dist.all_to_all_single(got, flat, list(counts), sizes))
+        return list(got.split(list(counts)))
+
+    def together(self, work: Callable[[], Done]) -> Done:
+        """Do what all ranks do at once; where one of them is gone, end."""
+        try:
+            return work()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+        return self._end(reason)
 
     def part_ways(self) -> None:
         """Be no rank any more."""
@@ -94,15 +114,6 @@ class ManyRanks(Ranks):
             self._store.set(f"code/{self.rank}", str(error.exit_code))
         except RuntimeError:
             return  # Whoever keeps the store has gone before, and has told why.
-
-    def _together(self, work: Callable[[], object]) -> None:
-        """Do what all ranks do at once; where one of them is gone, end."""
-        try:
-            work()
-            return
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-        self._end(reason)
 
     def _end(self, reason: str) -> NoReturn:
         """End because a rank is gone, in its words where it has left some.

@@ -29,18 +29,20 @@ class Ranks:
         """Whether this is the one that writes and prints."""
         return self.rank == 0
 
-    def part(self, first: int, rows: int) -> tuple[int, int]:
+    def part(self, first: int, rows: int, *, copies: int = 1) -> tuple[int, int]:
         """This rank's own of a batch: a first row and how many, all ranks' in their order.
 
-        Raises `TrainingError` where they cannot be dealt out evenly.
+        So many neighbours (`copies`) have the same part. Raises `TrainingError` where rows cannot
+        be dealt out evenly.
         """
-        share, left = divmod(rows, self.size)
+        parts = self.size // copies
+        share, left = divmod(rows, parts)
         if left or not share:
             raise TrainingError(
-                f"a batch of {rows} rows cannot be dealt out evenly to {self.size} ranks: make "
+                f"a batch of {rows} rows cannot be dealt out evenly to {parts} ranks: make "
                 "batch_tokens / row_tokens a multiple of the number of ranks, or start fewer"
             )
-        return first + self.rank * share, share
+        return first + self.rank // copies * share, share
 
     def agree(self, value: float) -> float:
         """The first rank's value; waits for as long as it takes that one to come to it."""

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -36,6 +37,15 @@ class Position:
     """Seconds spent."""
     skipped: int = 0
     """Packed rows that were passed over, because a run went back and on behind them."""
+
+    @classmethod
+    def parse(cls, numbers: Mapping[str, str]) -> Position:
+        """Read what `repr` wrote of each number."""
+        return cls(
+            step=int(numbers["step"]),
+            elapsed=float(numbers["elapsed"]),
+            skipped=int(numbers["skipped"]),
+        )
 
 
 def save_snapshot(folder: Path, position: Position, tensors: Mapping[str, Tensor]) -> None:
@@ -66,6 +76,8 @@ def load_snapshot(
     for path in sorted(folder.glob("snapshot-*"), reverse=True):
         try:
             seal = json.loads((path / SEAL).read_text(encoding="utf-8"))
+            if "files" in seal:
+                return _read_shards(path, seal)
             weights = path / "state.safetensors"
             verify_file(weights, size=seal["bytes"], sha256=seal["sha256"])
             return _read_position(weights), load_file(weights)
@@ -74,11 +86,17 @@ def load_snapshot(
     return None
 
 
+def _read_shards(path: Path, seal: Mapping[str, Any]) -> tuple[Position, dict[str, Tensor]]:
+    """What many ranks have written, each a part, as one process has it: whole."""
+    from lmloop.training.shard_files import read_pieces
+
+    for name, file in seal["files"].items():
+        verify_file(path / name, size=file["bytes"], sha256=file["sha256"])
+    whole = read_pieces(path, spread_of=lambda key, axes: None, rank=0)
+    return Position.parse(seal["position"]), whole
+
+
 def _read_position(weights: Path) -> Position:
     with safe_open(weights, framework="pt") as file:
         numbers = file.metadata()
-    return Position(
-        step=int(numbers["step"]),
-        elapsed=float(numbers["elapsed"]),
-        skipped=int(numbers["skipped"]),
-    )
+    return Position.parse(numbers)

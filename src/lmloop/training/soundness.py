@@ -40,25 +40,28 @@ class Soundness:
         return None
 
 
-def find_unsound(model: nn.Module, compute_loss: Callable[[], Tensor]) -> str | None:
+def find_unsound(
+    model: nn.Module,
+    compute_loss: Callable[[], Tensor],
+    own: Callable[[Tensor], Tensor] = lambda grad: grad,
+) -> str | None:
     """Where numbers first stop being any: the name of a module or, behind it, of a parameter.
 
     `compute_loss` runs the batch again. Forward the first module whose output is not finite is
-    named, backward the parameter nearest to the loss whose gradient is not.
+    named, backward the parameter nearest to the loss whose gradient is not; `own` gives what this
+    rank has of one. Always goes both ways, as other ranks may have to.
     """
     with _watch(model) as found:
         loss = compute_loss()
-    if found:
-        return found[0]
     model.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     unsound = [
         name
         for name, each in model.named_parameters()
-        if each.grad is not None and not each.grad.isfinite().all()
+        if each.grad is not None and not own(each.grad).isfinite().all()
     ]
     model.zero_grad(set_to_none=True)
-    return unsound[-1] if unsound else None
+    return next(iter(found + unsound[-1:]), None)
 
 
 @contextmanager
