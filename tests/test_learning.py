@@ -42,6 +42,8 @@ def test_schedule_free_steps_keep_a_constant_rate_and_an_average_of_their_own() 
         TrainConfig(steps=1, optimizer="schedule-free", ema=0.9)
     with pytest.raises(ValidationError, match="needs no schedule: leave schedule out"):
         TrainConfig(steps=1, optimizer="schedule-free", schedule="cosine")
+    with pytest.raises(ValidationError, match="need 32 bits: leave state_bits out"):
+        TrainConfig(steps=1, optimizer="schedule-free", state_bits=8)
 
 
 @pytest.mark.parametrize("rows", [(32, 24), (32, 64)])

@@ -31,8 +31,16 @@ class TrainConfig(Section):
     micro_batch_tokens: Annotated[int, Field(ge=8)] | Literal["auto"] | None = None
     """Tokens in memory at once; their gradients add up to those of the batch. Absent: all; `auto`:
     as many as fit the free memory when the run begins."""
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """What is computed again on the way back instead of kept: nothing, all but the products of the
+    layers' matrices, or each block whole; the result is the same."""
     optimizer: Literal["muon", "adamw", "sgd", "schedule-free"] = "muon"
     """`muon`: Muon for the hidden matrices, AdamW for the rest; the others for all."""
+    state_bits: Literal[8, 32] = 32
+    """Bits of each number that the optimizer remembers of gradients; 8 forgets a little."""
+    offload: bool = False
+    """Keep master weights and what the optimizer remembers in the machine's memory, not in the
+    GPU's, and update there."""
     learning_rate: float = Field(default=0.002, gt=0)
     """Peak rate of all that Muon does not move."""
     matrix_learning_rate: float = Field(default=0.02, gt=0)
@@ -133,6 +141,11 @@ class TrainConfig(Section):
                 )
             if self.ema is not None:
                 raise ValueError("optimizer = 'schedule-free' keeps its own average: leave ema out")
+            if self.state_bits == 8:
+                raise ValueError(
+                    "optimizer = 'schedule-free' keeps weights, which need 32 bits: leave "
+                    "state_bits out, or take 'adamw'"
+                )
         return self
 
     @property

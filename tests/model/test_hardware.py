@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmloop.errors import TrainingError
 from lmloop.model import hardware
-from lmloop.model.hardware import describe_hardware, fast_dtype
+from lmloop.model.hardware import best_device, describe_hardware, fast_dtype, settle_dtype
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,41 @@ def test_bfloat16_is_taken_where_the_processor_multiplies_it(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert fast_dtype() == expected
+
+
+def lend_gpu(monkeypatch: pytest.MonkeyPatch, *, has_bfloat16: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+
+
+def test_the_gpu_of_this_process_is_taken_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert best_device() == torch.device("cpu")
+    lend_gpu(monkeypatch, has_bfloat16=True)
+    assert best_device() == torch.device("cuda", 1)
+    assert (fast_dtype(), settle_dtype("auto")) == (torch.bfloat16, torch.bfloat16)
+
+
+def test_a_precision_that_the_device_lacks_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lend_gpu(monkeypatch, has_bfloat16=False)
+    with pytest.raises(TrainingError, match="'bfloat16' is more than Old GPU can") as told:
+        settle_dtype("bfloat16")
+    assert "\n" not in str(told.value)
+    assert told.value.exit_code == 2
+    assert settle_dtype("auto") == settle_dtype("float32") == torch.float32
+
+
+def test_a_processor_rounds_to_bfloat16_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert settle_dtype("bfloat16") == torch.bfloat16
+    assert settle_dtype("auto") == torch.float32
 
 
 def test_what_exact_depends_on_is_told() -> None:

@@ -48,8 +48,10 @@ def make_step(
     model = Transformer(config)
     initialise(model, seed=0)
     model.to(getattr(torch, section.precision))
+    model.checkpoint(section.checkpointing)
     optimizer = make_optimizer(model, section)
     pieces = section.batch_rows // section.micro_batch_rows
+    model.train()
     batch = draw_batch(config, section.micro_batch_rows, section.row_tokens)
 
     def step() -> None:

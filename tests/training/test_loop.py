@@ -17,6 +17,7 @@ import torch
 from lmloop.errors import PrunedError, StoppedError, TrainingError
 from lmloop.training import snapshot
 from lmloop.training.schedule import rate_factor
+from lmloop.training.snapshot import load_snapshot
 
 from ..conftest import VOCAB_SIZE
 from .conftest import Run, make_clock, make_config
@@ -123,6 +124,33 @@ def test_a_run_killed_at_any_step_ends_in_the_very_same_weights(
     assert (result.steps, result.final_loss) == (expected.steps, expected.final_loss)
     for one, other in zip(broken.journal(), unbroken.journal(), strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+def test_a_killed_run_with_state_in_8_bits_ends_in_the_very_same_weights(
+    make_run: MakeRun, optimizer: str
+) -> None:
+    config = make_config(optimizer=optimizer, state_bits=8)
+    unbroken = make_run("unbroken", config=config)
+    unbroken.go()
+    broken = make_run("broken", config=config)
+    with pytest.raises(KilledError):
+        broken.go(before_step=kill_at(6))
+    found = load_snapshot(broken.folder, tell=broken.said.say)
+    assert found is not None
+    assert torch.uint8 in {each.dtype for each in found[1].values()}
+    broken.go()
+    assert broken.weights() == unbroken.weights()
+
+
+@pytest.mark.parametrize("change", [{"checkpointing": "full"}, {"offload": True}])
+def test_what_saves_memory_alone_changes_no_weight(
+    make_run: MakeRun, change: dict[str, Any]
+) -> None:
+    plain, spared = make_run("plain"), make_run("spared", config=make_config(**change))
+    plain.go()
+    spared.go()
+    assert spared.weights() == plain.weights()
 
 
 def test_a_resumed_run_says_where_it_goes_on(make_run: MakeRun) -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lmloop.errors import TrainingError
 from lmloop.learning import PretrainConfig
 from lmloop.model.config import ModelConfig
+from lmloop.training import memory
+from lmloop.training.compact import SMALL
 from lmloop.training.memory import (
     USABLE_SHARE,
     advise,
@@ -21,10 +24,11 @@ from lmloop.training.memory import (
     usable_bytes,
 )
 
-from ..conftest import tiny_shape
+from ..conftest import random_model, tiny_shape
 from .live_bytes import RESIDENT, count_live_bytes, make_section, make_shape
 
 WIDE, LONG, LARGE_HEAD = make_shape(256, 3, 500), make_shape(64, 2, 300), make_shape(128, 2, 9000)
+DEEP = make_shape(64, 6, 300)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -54,6 +58,46 @@ def test_averages_and_frozen_parts_are_counted(change: dict[str, Any]) -> None:
     section = make_section(128, **change)
     counted = count_live_bytes(WIDE, section)
     assert plan_memory(WIDE, section).peak == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+@pytest.mark.parametrize("shape", [LONG, DEEP], ids=["long", "deep"])
+def test_what_is_computed_again_is_counted(
+    shape: ModelConfig, checkpointing: str, precision: str
+) -> None:
+    section = make_section(1024, 256, checkpointing=checkpointing, precision=precision)
+    counted = count_live_bytes(shape, section)
+    assert plan_memory(shape, section).peak == pytest.approx(counted, rel=0.1)
+    kept = plan_memory(shape, section.model_copy(update={"checkpointing": "none"}))
+    assert plan_memory(shape, section).peak < kept.peak
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+def test_state_in_8_bits_is_counted(optimizer: str, precision: str) -> None:
+    section = make_section(128, optimizer=optimizer, precision=precision, state_bits=8)
+    counted = count_live_bytes(WIDE, section)
+    assert plan_memory(WIDE, section).peak == pytest.approx(counted, rel=0.1)
+
+
+def test_state_in_8_bits_has_a_byte_a_number_and_a_scale_a_block() -> None:
+    numbers = sum(each.numel() for each in random_model(WIDE).parameters() if each.numel() >= SMALL)
+    exact = plan_memory(WIDE, make_section(128, optimizer="adamw"))
+    small = plan_memory(WIDE, make_section(128, optimizer="adamw", state_bits=8))
+    assert exact.optimizer - small.optimizer == 2 * (3 * numbers - 4 * numbers // 256)
+    assert small.snapshot == small.masters + small.optimizer
+
+
+def test_what_is_offloaded_is_not_in_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = make_section(512, micro_batch_tokens=128, offload=True)
+    here = plan_memory(WIDE, section)
+    monkeypatch.setattr(memory, "best_device", lambda: torch.device("cuda", 0))
+    there = plan_memory(WIDE, section)
+    assert here.offloaded == 0
+    assert there.offloaded == here.masters + here.optimizer + here.gathered
+    assert there.kept == there.weights
+    assert there.peak <= here.peak - there.offloaded
 
 
 def test_each_part_has_the_bytes_of_its_numbers() -> None:
@@ -95,14 +139,17 @@ def test_the_largest_micro_batch_that_fits_is_chosen() -> None:
 def test_what_to_change_is_told_in_order_with_its_bytes() -> None:
     section = make_section(2048, 64, ema=0.9, optimizer="adamw")
     least = plan_memory(
-        WIDE, make_section(2048, 64, micro_batch_tokens=64, precision="bfloat16", optimizer="muon")
+        WIDE,
+        make_section(
+            2048, 64, micro_batch_tokens=64, precision="bfloat16", optimizer="adamw", state_bits=8
+        ),
     ).peak
     told = advise(WIDE, section, free=int(least / USABLE_SHARE) + 1)
     assert [line.split(" needs ")[0] for line in told] == [
         "micro_batch_tokens = 64",
         'precision = "bfloat16"',
         "no ema",
-        'optimizer = "muon"',
+        "state_bits = 8",
     ]
     assert told[-1].endswith(f"needs {least / 1e6:,.0f} MB")
 

@@ -157,6 +157,20 @@ def test_the_weights_have_the_precision_asked_for(
     assert counts["precision"] == expected
 
 
+def test_a_precision_that_the_device_lacks_is_told_before_anything_is_trained(
+    shards_folder: Path, make_place: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place("base")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(TrainingError, match="'bfloat16' is more than Old GPU can") as told:
+        run_pretrain(shards_folder, place, steps=1, precision="bfloat16")
+    assert "\n" not in str(told.value)
+    assert not place.run.exists()
+    assert list(place.folder.iterdir()) == []
+
+
 def test_fine_tuning_goes_on_from_the_base_and_leaves_it_as_it_was(
     shards_folder: Path, make_place: Callable[[str], Place]
 ) -> None:

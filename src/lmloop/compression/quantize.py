@@ -50,7 +50,7 @@ def compress(
     Raises `CompressionError`, before anything is written, where the model is compressed already or
     where bits per byte rise by more than `config.max_loss`, relatively.
     """
-    model = load(model_folder)
+    model = load(model_folder, device=torch.device("cpu"))
     if model.config.int8:
         raise CompressionError(
             f"{model_folder} is compressed already: give the checkpoint before compression"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -226,20 +227,21 @@ def score_replies(
         positions += range(len(context), len(context) + len(reply) - 1)
         branches += [branch] * (len(reply) - 1)
     targets = [token for reply in replies for token in reply]
-    places = _rounded(positions)
-    view = MaskedRow(_see_trunk_and_own(_rounded(branches, fill=-1), places), places)
-    hidden = model.encode(_rounded(tokens), places, view)[_rounded(rows)]
-    nats = token_nats(model, hidden, _rounded(targets))[: len(targets)].double().numpy()
+    place = partial(_rounded, device=model.device)
+    places = place(positions)
+    view = MaskedRow(_see_trunk_and_own(place(branches, fill=-1), places), places)
+    hidden = model.encode(place(tokens), places, view)[place(rows)]
+    nats = token_nats(model, hidden, place(targets))[: len(targets)].cpu().double().numpy()
     ends = np.cumsum([len(reply) for reply in replies])[:-1]
     return np.array([-part.sum() for part in np.split(nats, ends)])
 
 
-def _rounded(values: list[int], *, fill: int = 0) -> Tensor:
+def _rounded(values: list[int], *, device: torch.device, fill: int = 0) -> Tensor:
     """The values and, up to the next multiple of `SIZE_STEP`, the filler; int64.
 
     The CPU library writes a new kernel for each new size, which takes longer than using it.
     """
-    return torch.tensor(values + [fill] * (-len(values) % SIZE_STEP))
+    return torch.tensor(values + [fill] * (-len(values) % SIZE_STEP), device=device)
 
 
 def _see_trunk_and_own(branches: Tensor, positions: Tensor) -> Tensor:

@@ -66,9 +66,10 @@ def embed(
         rows = torch.zeros(len(chosen), length, dtype=torch.int64)
         for row, index in zip(rows, chosen, strict=True):
             row[: len(ids[index])] = torch.tensor(ids[index], dtype=torch.int64)
+        rows, lengths = rows.to(transformer.device), lengths.to(transformer.device)
         states = transformer.states(rows, lengths=lengths).float()
         pooled = pool(states, lengths=lengths, pooling=settings.pooling)
-        vectors[chosen] = F.normalize(pooled, dim=-1) if settings.normalise else pooled
+        vectors[chosen] = (F.normalize(pooled, dim=-1) if settings.normalise else pooled).cpu()
     return vectors
 
 

@@ -97,6 +97,7 @@ class Engine:
             slots=max_running,
             length=self._context,
             dtype=model.transformer.embedding.weight.dtype,
+            device=model.transformer.device,
         )
         self._free = list(range(max_running))
         self._waiting: deque[Request] = deque()
@@ -230,7 +231,8 @@ class Engine:
         tokens = [token for seq, chunk in batch for token in seq.tokens[chunk.start : chunk.stop]]
         view = self._cache.view([chunk for _, chunk in batch])
         transformer = self._model.transformer
-        hidden = transformer.encode(torch.tensor(tokens), view.positions, view)
+        given = torch.tensor(tokens, device=transformer.device)
+        hidden = transformer.encode(given, view.positions, view)
         last, prompts, row = [], [], 0
         for sequence, chunk in batch:
             if chunk.start < sequence.prompt_length:
@@ -241,9 +243,10 @@ class Engine:
                 last.append(row - 1)
         if self._meter is not None:
             self._meter.read_prompts(hidden, prompts)
-        logits = transformer.project(hidden[last])
-        # At once for all rows: whoever draws from them or measures them needs them so.
-        return logits.float() if self._meter is None else self._meter.hold(logits)
+        logits = transformer.project(hidden[torch.tensor(last, device=hidden.device).long()])
+        # At once for all rows: whoever draws from them or measures them needs them so. On the
+        # processor, where a seed draws the same on every machine.
+        return logits.float().cpu() if self._meter is None else self._meter.hold(logits)
 
     def _accept(self, sequence: Request, token: int) -> Piece:
         """Take the token chosen for one request and say what it adds."""

@@ -30,6 +30,7 @@ from lmloop.weights.onnx_export import LARGEST_FILE, count_bytes, run_onnx, writ
 from lmloop.weights.stored import read_tensors
 
 SUFFIX = ".gguf"
+_PROCESSOR = torch.device("cpu")
 MAX_LOSS = 0.05
 """Rise of the nats a token that an export may cost, relative."""
 
@@ -91,14 +92,14 @@ def export_gguf(
     if tokenizer is not None:
         metadata |= describe_vocabulary(tokenizer, size=config.vocab_size)
     # Opening compares the tensors with the shape: none is missing or spare in what is written.
-    original = load(source, dtype=torch.float32, verify=False)
+    original = load(source, dtype=torch.float32, verify=False, device=_PROCESSOR)
     tensors = name_tensors(config, _read(source, config), weight_type=weight_type)
     with _make_whole(target) as made:
         if target.suffix != SUFFIX:
             made.mkdir()
             made /= f"{name}-{weight_type}{SUFFIX}"
         write_gguf(made, metadata=metadata, tensors=tensors)
-        copy = load(made, dtype=torch.float32, verify=False)
+        copy = load(made, dtype=torch.float32, verify=False, device=_PROCESSOR)
         tokens = choose_tokens(config, tokenizer)
         difference = compare(original(tokens)[0], copy(tokens)[0], tokens, are_logits=True)
         difference.require(max_loss=max_loss)
@@ -112,7 +113,7 @@ def export_onnx(source: Path, target: Path, *, name: str, max_loss: float = MAX_
     for what a graph cannot express, where it would lose more than `max_loss`, and where `target`
     cannot be made.
     """
-    loaded = load(source, dtype=torch.float32, verify=False)
+    loaded = load(source, dtype=torch.float32, verify=False, device=_PROCESSOR)
     model = loaded.transformer
     if target.suffix == ".onnx" and count_bytes(model) > LARGEST_FILE:
         raise ArtifactError(f"{target} cannot hold more than 2 GB of weights: name a folder")

@@ -18,7 +18,7 @@ from lmloop.inference.seq2seq import generate
 from lmloop.inference.speech import transcribe_speech
 from lmloop.inference.transcribe import read_rules
 from lmloop.model.config import ModelConfig
-from lmloop.model.hardware import fast_dtype
+from lmloop.model.hardware import best_device, fast_dtype
 from lmloop.model.transformer import Transformer
 from lmloop.store.artifact import MANIFEST, open_artifact
 from lmloop.tokens.chat import ChatTemplate
@@ -122,14 +122,14 @@ class LoadedModel:
         self._require_one_stack()
         if self.config.head == "none":
             raise ArtifactError("this model has no head and gives no logits: use .encode")
-        logits: Tensor = self.transformer(tokens)
+        logits: Tensor = self.transformer(tokens.to(self.transformer.device))
         return logits
 
     @torch.inference_mode()
     def encode(self, tokens: Tensor) -> Tensor:
         """Final hidden states [B, T, D] of ids [B, T]."""
         self._require_one_stack()
-        return self.transformer.states(tokens)
+        return self.transformer.states(tokens.to(self.transformer.device))
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """A vector for each text, fp32 [n, D].
@@ -173,13 +173,27 @@ class LoadedModel:
 
 
 def load(
-    folder: str | Path, *, dtype: torch.dtype | None = None, verify: bool = True
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+    device: torch.device | None = None,
 ) -> LoadedModel:
     """Open a checkpoint: our folder, Hugging Face's, a CTranslate2 Whisper, or a `.gguf` file.
 
-    `dtype` None takes what this processor computes fastest. With `verify`, every file is compared
-    with the manifest's hash first. Raises `ArtifactError` naming the file that fails.
+    `dtype` None takes what this machine computes fastest, `device` None its GPU where it has one.
+    With `verify`, every file is compared with the manifest's hash first. Raises `ArtifactError`
+    naming the file that fails.
     """
+    opened = _open(folder, dtype=dtype, verify=verify)
+    if opened.config.int8:  # products of 8 bits are those of processors
+        return opened
+    opened.transformer.to(best_device() if device is None else device)
+    return opened
+
+
+def _open(folder: str | Path, *, dtype: torch.dtype | None, verify: bool) -> LoadedModel:
+    """What `load` opens, on the processor."""
     path = Path(folder)
     is_file = path.suffix == ".gguf" and not path.is_dir()
     fingerprint = _identify(path.parent if is_file else path, verify=verify)

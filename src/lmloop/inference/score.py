@@ -62,13 +62,13 @@ def _score(model: Transformer, batch: Sequence[Window], length: int) -> list[flo
     for row, window in enumerate(batch):
         ids[row, : len(window.ids)] = window.ids
         counted[row, window.first : len(window.ids) - 1] = True
-    rows = torch.from_numpy(ids)
-    mask = torch.from_numpy(counted).flatten()
-    positions = torch.arange(length).repeat(len(batch))
+    rows = torch.from_numpy(ids).to(model.device)
+    chosen = torch.from_numpy(np.flatnonzero(counted)).to(model.device)
+    positions = torch.arange(length, device=model.device).repeat(len(batch))
     view = PackedRows(rows=len(batch), length=length)
-    hidden = model.encode(rows[:, :-1].flatten(), positions, view)[mask]
-    surprise = token_nats(model, hidden, rows[:, 1:].flatten()[mask])
-    per_row = np.split(surprise.double().numpy(), np.cumsum(counted.sum(axis=1))[:-1])
+    hidden = model.encode(rows[:, :-1].flatten(), positions, view)[chosen]
+    surprise = token_nats(model, hidden, rows[:, 1:].flatten()[chosen])
+    per_row = np.split(surprise.cpu().double().numpy(), np.cumsum(counted.sum(axis=1))[:-1])
     return [float(values.sum()) for values in per_row]
 
 

@@ -64,6 +64,7 @@ def generate(
         length=longest + max_tokens,
         dtype=states[0].dtype,
         source_length=max(map(len, states)),
+        device=model.device,
     )
     rules = _Rules(stop_id, max_tokens, beams, length_penalty)
     searches = [
@@ -81,11 +82,13 @@ def generate(
                 chunks.append(Chunk(slot, len(one.prompt) + step - len(said), len(said)))
                 new += said
         view = cache.view(chunks, sources=None if step else read)
-        hidden = model.encode(torch.tensor(new), view.positions, view)
+        given = torch.tensor(new, device=model.device)
+        hidden = model.encode(given, view.positions, view)
         last = torch.tensor([chunk.count for chunk in chunks]).cumsum(0) - 1
-        logits = model.project(hidden[last])
-        chances = torch.split(logits.float().log_softmax(-1), [len(one.ids) for one in live])
-        for search, part in zip(live, chances, strict=True):
+        logits = model.project(hidden[last.to(model.device)])
+        chances = logits.float().log_softmax(-1).cpu()
+        parts = torch.split(chances, [len(one.ids) for one in live])
+        for search, part in zip(live, parts, strict=True):
             for slot, into in search.extend(part):
                 cache.fork(slot, into=into)
     return [search.finished[0][1] for search in searches]
@@ -98,7 +101,8 @@ def _read(model: Transformer, sources: Sequence[Tensor]) -> list[Float[Tensor, "
     else:
         lengths = torch.tensor([len(each) for each in sources])
         rows = pad_sequence(list(sources), batch_first=True)
-    source = model.read(rows, lengths=lengths)
+    placed = None if lengths is None else lengths.to(model.device)
+    source = model.read(rows.to(model.device), lengths=placed)
     states = source.states.view(*source.segments.shape, -1)
     ends = [states.shape[1]] * len(rows) if lengths is None else lengths.tolist()
     return [row[:end] for row, end in zip(states, ends, strict=True)]

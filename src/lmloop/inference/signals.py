@@ -113,7 +113,7 @@ class Meter:
     def finish(self, tally: Tally) -> Signals | None:
         """The signals of a request whose answer is whole; None where one is not finite."""
         self._score_answers()
-        mean = torch.as_tensor(tally.hidden) / len(tally.prompt)
+        mean = torch.as_tensor(tally.hidden).cpu() / len(tally.prompt)
         signals = Signals(
             tally.prompt_nats / tally.num_scored if tally.num_scored else None,
             tally.log_probability / tally.num_steps,
@@ -127,7 +127,8 @@ class Meter:
         """Nats of prompt tokens: of each its tally, the row that predicts it, and itself."""
         most = max(1, HELD_NUMBERS // self._vocab_size)
         for some in (rows[first : first + most] for first in range(0, len(rows), most)):
-            logits = self._project(hidden[[row for _, row, _ in some]]).float()
+            chosen = torch.tensor([row for _, row, _ in some], device=hidden.device)
+            logits = self._project(hidden[chosen]).float()
             measured = measure(logits, [token for _, _, token in some])
             for (tally, _, _), (log_probability, _) in zip(some, measured, strict=True):
                 tally.num_scored += 1
@@ -160,7 +161,7 @@ def measure(logits: Tensor, tokens: Sequence[int]) -> Iterator[tuple[float, floa
     """
     if not tokens:
         return
-    chosen = logits.gather(-1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+    chosen = logits.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
     rows = max(1, BLOCK_NUMBERS // logits.shape[-1])
     for first in range(0, len(tokens), rows):
         block, scores = logits[first : first + rows], chosen[first : first + rows]
@@ -168,7 +169,7 @@ def measure(logits: Tensor, tokens: Sequence[int]) -> Iterator[tuple[float, floa
         # Nearly always so: then nobody has to look for the largest logit of every row first.
         if not 1 / SAFE_TOTAL < min(totals) <= max(totals) < SAFE_TOTAL:
             largest = block.amax(-1, keepdim=True)
-            scores = (torch.tensor(scores) - largest[:, 0]).tolist()
+            scores = (largest.new_tensor(scores) - largest[:, 0]).tolist()
             totals, weighted = _sum_weights(block - largest)
         for score, total, part in zip(scores, totals, weighted, strict=True):
             log_total = math.log(total)

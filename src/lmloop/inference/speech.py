@@ -49,9 +49,16 @@ def transcribe_speech(
 def hear(model: Transformer, spectrogram: Float[Tensor, "M T"]) -> Heard:
     """The encoder's states of one window, with room for all that can be said of it."""
     dtype = model.embedding.weight.dtype
-    states = model.read(spectrogram[None].to(dtype)).states
+    states = model.read(spectrogram[None].to(model.device, dtype)).states
     length = model.config.context_length
-    cache = SlotCache(model.config, slots=1, length=length, dtype=dtype, source_length=len(states))
+    cache = SlotCache(
+        model.config,
+        slots=1,
+        length=length,
+        dtype=dtype,
+        source_length=len(states),
+        device=model.device,
+    )
     return Heard(states, cache)
 
 
@@ -60,5 +67,6 @@ def say(model: Transformer, heard: Heard, new: list[int]) -> Float[Tensor, "V"]:
     sources = None if heard.position else {0: heard.states}
     view = heard.cache.view([Chunk(0, heard.position, len(new))], sources=sources)
     heard.position += len(new)
-    hidden = model.encode(torch.tensor(new), view.positions, view)
-    return model.project(hidden[-1:])[0]
+    given = torch.tensor(new, device=model.device)
+    hidden = model.encode(given, view.positions, view)
+    return model.project(hidden[-1:])[0].cpu()

@@ -15,9 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lmloop.model.config import ModelConfig
+from lmloop.model.recompute import Checkpointing, of_layer
 
 _INDEX, _EXACT = 8, 4
 """Bytes of an index, and of a number that stays fp32 whatever the others are."""
+_GENERATOR = 5056
+"""Bytes of the state of a CPU's random numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +39,76 @@ class Batch:
         return self.rows * self.row_tokens
 
 
-def activation_bytes(config: ModelConfig, batch: Batch) -> int:
+def activation_bytes(
+    config: ModelConfig, batch: Batch, *, checkpointing: Checkpointing = "none"
+) -> int:
     """Bytes that the forward of a batch keeps until its backward, head and loss left out."""
     total = _input(config, batch) + _places(config, batch)
     if config.encoder is not None:
         source = replace(batch, row_tokens=batch.source_tokens)
-        total += activation_bytes(config.encoder, source)
+        total += activation_bytes(config.encoder, source, checkpointing=checkpointing)
         total += source.tokens * config.encoder.hidden_size * batch.element_bytes  # all layers read
     for layer in range(config.num_layers):
-        total += _block(config, batch, layer)
+        total += _kept(config, batch, layer, checkpointing)
     return total + _norm(config, batch) * config.final_norm
+
+
+def recomputed_bytes(config: ModelConfig, batch: Batch, *, checkpointing: Checkpointing) -> int:
+    """Bytes of the largest block while it is computed again; 0 where all is kept.
+
+    Its states are there beside what its layers keep, and what its way back makes on the way.
+    """
+    if checkpointing == "none":
+        return 0
+    states = _numbers(batch, 2 * config.hidden_size)
+    largest = max(_block(config, batch, layer) for layer in range(config.num_layers))
+    largest += states + _way_back(config, batch, checkpointing)
+    if config.encoder is None:
+        return largest
+    source = replace(batch, row_tokens=batch.source_tokens)
+    return max(largest, recomputed_bytes(config.encoder, source, checkpointing=checkpointing))
+
+
+def _way_back(config: ModelConfig, batch: Batch, checkpointing: Checkpointing) -> int:
+    """Gradients on their way through the activation, or later those of scores and weights."""
+    inner = config.intermediate_size if config.experts is None else config.experts.shared_size
+    ways = 2 if config.gated else 1
+    thinking = _numbers(batch, (ways + 1) * inner)
+    seeing = 2 * _numbers(batch, config.num_heads * batch.row_tokens)
+    seeing -= _inner(config, batch, inner)  # is gone by then
+    # What selective kept of the inner product is counted with what is kept.
+    known = _numbers(batch, ways * inner) if checkpointing == "selective" else 0
+    return max(thinking, seeing) - known
+
+
+def _kept(config: ModelConfig, batch: Batch, layer: int, checkpointing: Checkpointing) -> int:
+    """`recompute.py`: a whole block, or what goes into it, the noise and some products."""
+    kept = of_layer(checkpointing, mixer=config.mixer(layer))
+    if kept == "none":
+        return _block(config, batch, layer)
+    total = _numbers(batch, config.hidden_size) + _GENERATOR
+    return total + (_products(config, batch, layer) if kept == "selective" else 0)
+
+
+def _products(config: ModelConfig, batch: Batch, layer: int) -> int:
+    """What the matrices of a block's layers give."""
+    width, total = config.hidden_size, 0
+    if config.mixer(layer) not in ("attention", "local"):
+        total += _numbers(batch, width)
+    elif config.projections:
+        total += _numbers(batch, sum(config.qkv_rows) + width)
+    if config.encoder is not None:
+        queries, keys, values = config.qkv_rows
+        total += _numbers(batch, queries + width)
+        total += batch.rows * batch.source_tokens * (keys + values) * batch.element_bytes
+    ways = 2 if config.gated else 1
+    experts = config.experts
+    if experts is None:
+        inner = config.intermediate_size
+        return total + _numbers(batch, ways * inner + width * (inner > 0))
+    shared = ways * experts.shared_size + width * (experts.shared_size > 0)
+    each = ways * experts.size + width
+    return total + _numbers(batch, experts.count + experts.active * each + shared)
 
 
 def _input(config: ModelConfig, batch: Batch) -> int:

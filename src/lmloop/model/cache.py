@@ -43,9 +43,17 @@ class Chunk:
 class KeysValues:
     """Keys and values [slots, K, S, d] of one layer."""
 
-    def __init__(self, config: ModelConfig, *, slots: int, length: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        slots: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device | None,
+    ) -> None:
         shape = (slots, config.num_kv_heads, length, config.head_dim)
-        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in "kv")
 
     def tensors(self) -> list[Shaped[Tensor, "slots *kept"]]:
         """All that is kept, slots first."""
@@ -55,8 +63,10 @@ class KeysValues:
 class States:
     """The state [slots, S] of one layer."""
 
-    def __init__(self, size: int, *, slots: int, dtype: torch.dtype) -> None:
-        self.states = torch.zeros(slots, size, dtype=dtype)
+    def __init__(
+        self, size: int, *, slots: int, dtype: torch.dtype, device: torch.device | None
+    ) -> None:
+        self.states = torch.zeros(slots, size, dtype=dtype, device=device)
 
     def tensors(self) -> list[Shaped[Tensor, "slots *kept"]]:
         """All that is kept, slots first."""
@@ -74,23 +84,25 @@ class SlotCache:
         length: int,
         dtype: torch.dtype,
         source_length: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        """`device` is the model's; None is the processor."""
         self.layers: list[KeysValues | States] = []
         for layer in range(config.num_layers):
             size = state_size(config, layer=layer)
             self.layers.append(
-                KeysValues(config, slots=slots, length=length, dtype=dtype)
+                KeysValues(config, slots=slots, length=length, dtype=dtype, device=device)
                 if size is None
-                else States(size, slots=slots, dtype=dtype)
+                else States(size, slots=slots, dtype=dtype, device=device)
             )
         self.sources: list[KeysValues] = []
         if config.encoder is not None:
             longest = source_length or config.encoder.context_length
             self.sources = [
-                KeysValues(config, slots=slots, length=longest, dtype=dtype)
+                KeysValues(config, slots=slots, length=longest, dtype=dtype, device=device)
                 for _ in range(config.num_layers)
             ]
-        self.source_lengths = torch.zeros(slots, dtype=torch.int64)
+        self.source_lengths = torch.zeros(slots, dtype=torch.int64, device=device)
 
     def view(
         self, chunks: Sequence[Chunk], *, sources: Mapping[int, Float[Tensor, "M E"]] | None = None
@@ -116,7 +128,8 @@ class CacheView:
         self, cache: SlotCache, chunks: Sequence[Chunk], sources: Mapping[int, Tensor]
     ) -> None:
         self._cache, self._sources = cache, sources
-        self.positions = torch.cat([torch.arange(c.start, c.stop) for c in chunks])
+        positions = torch.cat([torch.arange(c.start, c.stop, device="cpu") for c in chunks])
+        self.positions = positions.to(cache.source_lengths.device)
         """Position of each new token, int64 [N]."""
         self._groups = list(_group(chunks, self.positions))
         for begun, states in sources.items():
@@ -161,7 +174,8 @@ class CacheView:
 
         def attend_in(group: _Group) -> Tensor:
             longest = int(lengths[group.slots].max())
-            hidden = torch.arange(longest) >= lengths[group.slots, None, None, None]
+            places = torch.arange(longest, device=lengths.device)
+            hidden = places >= lengths[group.slots, None, None, None]
             return attend(
                 group.spread(q),
                 group.read(store.keys, longest),
@@ -202,25 +216,29 @@ def _group(chunks: Sequence[Chunk], positions: Tensor) -> Iterator[_Group]:
     single = [i for i, chunk in enumerate(chunks) if chunk.count == 1]
     if single:
         rows = (
-            slice(None) if len(single) == len(chunks) else torch.tensor([starts[i] for i in single])
+            slice(None)
+            if len(single) == len(chunks)
+            else torch.tensor([starts[i] for i in single], device=positions.device)
         )
         slots = [chunks[i].slot for i in single]
-        yield _Group(rows, slots, positions[rows, None])
+        reach = max(chunks[i].stop for i in single)
+        yield _Group(rows, slots, positions[rows, None], reach=reach)
     for i, chunk in enumerate(chunks):
         if chunk.count > 1:
             rows = slice(starts[i], starts[i + 1])
-            yield _Group(rows, [chunk.slot], positions[None, rows])
+            yield _Group(rows, [chunk.slot], positions[None, rows], reach=chunk.stop)
 
 
 class _Group:
     """Rows that run as one batch: n sequences with one token, or one sequence with many."""
 
-    def __init__(self, rows: Tensor | slice, slots: Sequence[int], positions: Tensor) -> None:
-        """Which tokens [n·T], of which sequences [n], at which positions [n, T]."""
-        self.rows, self.positions = rows, positions
-        self.slots = torch.tensor(slots)
+    def __init__(
+        self, rows: Tensor | slice, slots: Sequence[int], positions: Tensor, *, reach: int
+    ) -> None:
+        """Which tokens [n·T], of which sequences [n], at which positions [n, T] below `reach`."""
+        self.rows, self.positions, self.reach = rows, positions, reach
+        self.slots = torch.tensor(slots, device=positions.device)
         self._alone = slots[0] if len(slots) == 1 else None
-        self.reach = int(positions.max()) + 1
         self._masks: dict[int | None, Tensor] = {}
 
     def choose(self, x: Float[Tensor, "N *D"]) -> Float[Tensor, "m *D"]:
@@ -251,7 +269,9 @@ class _Group:
         """What is added to scores, [n, h, T, reach]; made once for all layers with this window."""
         if window not in self._masks:
             # How far each kept token lies before each new one.
-            distance = self.positions[:, :, None] - torch.arange(self.reach)
+            distance = self.positions[:, :, None] - torch.arange(
+                self.reach, device=self.positions.device
+            )
             hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
             added = None if bias is None else bias(distance)
             self._masks[window] = make_mask(hidden[:, None], dtype=dtype, bias=added)

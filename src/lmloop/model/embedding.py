@@ -53,7 +53,7 @@ class InputLayer(nn.Module):
         types: Int[Tensor, "N"] | None = None,
     ) -> Float[Tensor, "N D"]:
         """norm(scale · x + vector of the position + vector of the type)."""
-        x = x if self.scale == 1.0 else x * torch.tensor(self.scale, dtype=x.dtype)
+        x = x if self.scale == 1.0 else x * torch.tensor(self.scale, dtype=x.dtype, device=x.device)
         if self.types is not None:
             x = x + (self.types[0] if types is None else F.embedding(types, self.types))
         if self.positions is not None:

@@ -10,15 +10,51 @@ from pathlib import Path
 
 import torch
 
+from lmloop.errors import TrainingError
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Numbers of glibc's `mallopt` options."""
 _MEMINFO, _CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively (or there is CUDA), else float32."""
+def best_device() -> torch.device:
+    """The GPU of this process, else the processor: where models learn and answer."""
     if torch.cuda.is_available():
-        return torch.bfloat16
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def settle_dtype(precision: str) -> torch.dtype:
+    """What a recipe's `precision` is on this machine.
+
+    Raises `TrainingError` where its GPU has no such arithmetic. A processor computes in bfloat16
+    even where it has to round every result by itself.
+    """
+    if precision == "auto":
+        return fast_dtype()
+    if precision == "bfloat16" and torch.cuda.is_available() and not _gpu_has_bfloat16():
+        raise TrainingError(
+            f"precision = 'bfloat16' is more than {torch.cuda.get_device_name()} can: give "
+            "'float32', or 'auto' for the fastest that a device has"
+        )
+    dtype: torch.dtype = getattr(torch, precision)
+    return dtype
+
+
+def wait_for(device: torch.device) -> None:
+    """Let a GPU end what it was given, so that a clock can be read; a processor has ended it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _gpu_has_bfloat16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where GPU or processor multiplies it natively, else float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if _gpu_has_bfloat16() else torch.float32
     native = torch.cpu._is_avx512_bf16_supported()
     allowed = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return torch.bfloat16 if native and allowed else torch.float32
@@ -61,9 +97,10 @@ def free_memory() -> int:
 
 def describe_hardware() -> dict[str, str | int]:
     """What the results of this process depend on bit for bit."""
-    return {
+    known: dict[str, str | int] = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "dtype": str(fast_dtype()).removeprefix("torch."),
     }
+    return known | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})

@@ -6,6 +6,7 @@ B rows, T places, N = B·T tokens, M tokens of all sources, R texts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -56,6 +57,19 @@ class PackedRows:
         self._blocks: dict[int | None, BlockMask] = {}
         self._bias: Tensor | None = None
 
+    def make_ready(
+        self, windows: Iterable[int | None], bias: Bias | None, *, like: Float[Tensor, "N D"]
+    ) -> None:
+        """Make what layers with these windows share before the first of them.
+
+        A layer that is run again must find what it found the first time, made outside of itself.
+        """
+        for window in windows:
+            if like.is_cuda:
+                self._share_blocks(window, bias, like=like)
+            else:
+                self._mask(window, bias, like=like)
+
     def attend(
         self,
         layer: int,
@@ -105,20 +119,24 @@ class PackedRows:
         self, q: Tensor, k: Tensor, v: Tensor, *, scoring: Scoring, bias: Bias | None
     ) -> Tensor:
         """As `attend` of rows does, without what nobody sees."""
-        if scoring.window not in self._blocks:
-            self._blocks[scoring.window] = make_blocks(
+        blocks = self._share_blocks(scoring.window, bias, like=q)
+        return attend_blocks(q, k, v, scoring=scoring, blocks=blocks, bias=self._bias)
+
+    def _share_blocks(self, window: int | None, bias: Bias | None, *, like: Tensor) -> BlockMask:
+        """The blocks of a window, and the bias of all layers; made once."""
+        if window not in self._blocks:
+            self._blocks[window] = make_blocks(
                 rows=self.rows,
                 length=self.length,
                 segments=self.segments,
                 order=self._order,
                 causal=self._causal,
-                window=scoring.window,
-                device=q.device,
+                window=window,
+                device=like.device,
             )
-        if bias is not None and self._bias is None:  # all layers share it
-            self._bias = bias(self._distance(q.device)).to(q.dtype)
-        blocks = self._blocks[scoring.window]
-        return attend_blocks(q, k, v, scoring=scoring, blocks=blocks, bias=self._bias)
+        if bias is not None and self._bias is None:
+            self._bias = bias(self._distance(like.device)).to(like.dtype)
+        return self._blocks[window]
 
     def _in_rows(self, heads: Tensor) -> Tensor:
         """[B·T, H, d] -> [B, H, T, d]."""

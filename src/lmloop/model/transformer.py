@@ -25,6 +25,7 @@ from lmloop.model.embedding import (
 )
 from lmloop.model.norms import make_norm
 from lmloop.model.positions import RelativeBias, Rotary
+from lmloop.model.recompute import Checkpointing, of_layer, run_block
 from lmloop.model.rows import PackedRows, Source
 from lmloop.model.views import Place, View
 
@@ -44,6 +45,7 @@ class Transformer(nn.Module):
         """`embedding` is the table of tokens where another stack has it already."""
         super().__init__()
         self.config = config
+        self.checkpointing: Checkpointing = "none"
         self.embedding = make_embedding(config) if embedding is None else embedding
         self.input = InputLayer(config)
         self.encoder = None
@@ -60,6 +62,17 @@ class Transformer(nn.Module):
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
             if config.tie_embeddings:
                 self.head.weight = self.embedding.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, and what it is given must be."""
+        return self.embedding.weight.device
+
+    def checkpoint(self, checkpointing: Checkpointing) -> None:
+        """Choose what all stacks keep for the way back; see `recompute.py`."""
+        self.checkpointing = checkpointing
+        if self.encoder is not None:
+            self.encoder.checkpoint(checkpointing)
 
     def forward(
         self,
@@ -134,8 +147,15 @@ class Transformer(nn.Module):
         """From the vectors of the tokens to their final states."""
         x = self.input(x, positions, types)
         everywhere, local = self._place(positions, dtype=x.dtype)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, local if self.config.mixer(layer) == "local" else everywhere, view)
+        kinds = [self.config.mixer(layer) for layer in range(self.config.num_layers)]
+        if self.checkpointing != "none" and isinstance(view, PackedRows):
+            windows = {"attention": None, "local": self.config.window}
+            seen = {windows[kind] for kind in kinds if kind in windows}
+            view.make_ready(seen, everywhere.bias, like=x)
+        for kind, block in zip(kinds, self.blocks, strict=True):
+            place = local if kind == "local" else everywhere
+            kept = of_layer(self.checkpointing, mixer=kind)
+            x = run_block(block, x, place, view, checkpointing=kept)
         return x if self.norm is None else self.norm(x)
 
     def _place(self, positions: Tensor, *, dtype: torch.dtype) -> tuple[Place, Place]:

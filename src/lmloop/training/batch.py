@@ -18,19 +18,21 @@ from lmloop.training.loss import head_loss
 def batch_loss(model: Transformer, batch: Batch, *, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy in nats over the learnt targets of a batch of packed rows."""
     rows, length = batch.tokens.shape
+    device = model.device
     tokens, targets, positions = (
-        torch.from_numpy(part).flatten() for part in (batch.tokens, batch.targets, batch.positions)
+        torch.from_numpy(part).flatten().to(device)
+        for part in (batch.tokens, batch.targets, batch.positions)
     )
     view = PackedRows(
         rows=rows,
         length=length,
-        segments=torch.from_numpy(batch.segments),
-        order=None if batch.order is None else torch.from_numpy(batch.order),
+        segments=torch.from_numpy(batch.segments).to(device),
+        order=None if batch.order is None else torch.from_numpy(batch.order).to(device),
         source=_read_source(model, batch),
     )
     hidden = model.encode(tokens, positions, view)
     if not batch.learnt.all():
-        learnt = torch.from_numpy(batch.learnt).flatten().nonzero()[:, 0]
+        learnt = torch.from_numpy(batch.learnt).flatten().nonzero()[:, 0].to(device)
         hidden, targets = hidden[learnt], targets[learnt]
     return head_loss(model, hidden, targets, smoothing=smoothing)
 
@@ -42,9 +44,11 @@ def _read_source(model: Transformer, batch: Batch) -> Source | None:
     if model.encoder is None:
         raise TrainingError("span corruption needs an encoder: set model.kind = 'encoder-decoder'")
     rows, length = batch.source.shape
-    segments = torch.from_numpy(batch.source_segments)
+    device = model.device
+    segments = torch.from_numpy(batch.source_segments).to(device)
     tokens, positions = (
-        torch.from_numpy(part).flatten() for part in (batch.source, batch.source_positions)
+        torch.from_numpy(part).flatten().to(device)
+        for part in (batch.source, batch.source_positions)
     )
     view = PackedRows(rows=rows, length=length, segments=segments, causal=False)
     return Source(model.encoder.encode(tokens, positions, view), segments)

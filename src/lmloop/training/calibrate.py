@@ -11,12 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from lmloop.learning import TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import training_flops_per_token
-from lmloop.model.hardware import fast_dtype
+from lmloop.model.hardware import best_device, settle_dtype, wait_for
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.loader import Batch
@@ -56,8 +55,9 @@ def measure_speed(
     """
     model = Transformer(config)
     initialise(model, seed=0)
-    asked = section.precision
-    model.to(fast_dtype() if asked == "auto" else getattr(torch, asked)).train()
+    device = best_device()
+    model.to(device=device, dtype=settle_dtype(section.precision)).train()
+    model.checkpoint(section.checkpointing)
     optimizer = make_optimizer(model, section)
     row = section.row_tokens * training_flops_per_token(config, row_tokens=section.row_tokens)
     rows = min(section.micro_batch_rows, max(1, int(LARGEST_PROBE / row)))
@@ -73,8 +73,10 @@ def measure_speed(
     while len(times) < 2 or clock() - start < seconds:
         begun = clock()
         batch_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+        wait_for(device)
         between = clock()
         optimizer.step(0.0, clip=1.0)
+        wait_for(device)
         times.append((between - begun, clock() - between))
     # The first step pays for memory and for the choice of kernels.
     learning, updating = np.median(np.array(times[1:]), axis=0)

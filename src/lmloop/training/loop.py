@@ -132,6 +132,7 @@ class _Run:
         ranks.part(0, config.batch_rows, copies=self._placement.copies)
         self._model, self._loader, self._config = self._placement.model, loader, config
         self._folder, self._progress = folder, progress
+        model.checkpoint(config.checkpointing)
         self._optimizer = make_optimizer(self._model, config, placement=self._placement)
         self._patience = None if config.patience is None else Patience(config.patience)
         self.position, self._saved = Position(step=0, elapsed=0.0), 0

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from lmloop.errors import TrainingError
 from lmloop.learning import TrainConfig
-from lmloop.model.activations import Batch, activation_bytes
+from lmloop.model.activations import Batch, activation_bytes, recomputed_bytes
 from lmloop.model.config import ModelConfig
-from lmloop.model.hardware import fast_dtype
+from lmloop.model.hardware import best_device, settle_dtype
 from lmloop.model.transformer import Transformer
+from lmloop.training.compact import SMALL
 from lmloop.training.loss import CHUNK_ELEMENTS, GROUP_ELEMENTS
+from lmloop.training.moments import BLOCK, PIECE
 from lmloop.training.optim import is_hidden_matrix, take_apart
 from lmloop.training.scales import rate_scales
 
@@ -32,6 +34,8 @@ FULL = 4
 """Bytes of a number in fp32."""
 _STATES = {"adamw": 2, "sgd": 1, "schedule-free": 3}
 """Numbers that a rule keeps beside each master."""
+_ROUNDING = 17
+"""Bytes for each number of a piece while it becomes codes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +62,26 @@ class Memory:
     """Activations of one layer and the gradient of its largest matrix, while all gradients come."""
     update: int
     """What the rules make of the gradients on the way."""
+    recomputed: int = 0
+    """Activations of a block that is computed again, and the gradient of the head's matrix."""
+    offloaded: int = 0
+    """Of all these, what lies in the machine's memory while the model is on a GPU."""
 
     @property
     def kept(self) -> int:
         """Bytes that are there all the time."""
-        return self.weights + self.masters + self.optimizer + self.averages + self.gathered
+        kept = self.weights + self.masters + self.optimizer + self.averages + self.gathered
+        return kept - self.offloaded
 
     @property
     def peak(self) -> int:
         """Bytes at the fullest moment."""
         forward = self.activations + self.loss
+        again = self.activations + self.recomputed
         back = self.gradients + self.last_layer
         # What was gathered is the gradient of the whole batch: the model's own is gone by then.
         update = self.update + (0 if self.gathered else self.gradients)
-        return self.kept + max(forward, back, update)
+        return self.kept + max(forward, again, back, update)
 
     @property
     def snapshot(self) -> int:
@@ -99,28 +109,34 @@ def plan_memory(config: ModelConfig, section: TrainConfig, *, source_tokens: int
         for name, each in model.named_parameters()
         if name in learnt and section.optimizer == "muon" and is_hidden_matrix(name, each)
     ]
-    size = _element_bytes(section)
-    total, matrices = sum(learnt.values()), sum(learnt[name] for name in by_muon)
-    states = matrices + (total - matrices) * _STATES.get(section.optimizer, _STATES["adamw"])
+    size = settle_dtype(section.precision).itemsize
+    total = sum(learnt.values())
+    rest = [learnt[name] for name in learnt.keys() - set(by_muon)]
     is_gathered = section.micro_batch_rows < section.batch_rows
     groups: Counter[tuple[int, int]] = Counter()
     for part in take_apart(model, by_muon):
         groups[part.rows.stop - part.rows.start, shapes[part.name][1]] += 1
     grad_bytes = FULL if is_gathered else size
-    activations = _activation_bytes(config, section, source_tokens=source_tokens)
+    batch = _lay_out(section, source_tokens=source_tokens)
+    activations = _activation_bytes(config, section, batch)
+    recomputed = recomputed_bytes(config, batch, checkpointing=section.checkpointing)
+    # A matrix of the head and the states have their gradients before the last block has.
+    behind = size * config.hidden_size * (config.vocab_size + batch.tokens)
     largest = max(shape.numel() for shape in shapes.values())
-    return Memory(
+    memory = Memory(
         weights=size * sum(shape.numel() for shape in shapes.values()),
         masters=FULL * total,
-        optimizer=FULL * states,
+        optimizer=_state_bytes(section, groups, rest=rest),
         averages=FULL * total * ((section.ema is not None) + (section.patience is not None)),
         gathered=FULL * total * is_gathered,
         activations=activations,
         loss=_loss_bytes(config, section),
         gradients=size * total,
-        last_layer=activations // config.num_layers + size * largest,
-        update=_update_bytes(section, groups, rest=total - matrices, grad_bytes=grad_bytes),
+        last_layer=(recomputed or activations // config.num_layers) + size * largest,
+        recomputed=recomputed + behind if recomputed else 0,
+        update=_update_bytes(section, groups, rest=rest, grad_bytes=grad_bytes),
     )
+    return _offload(memory) if section.offload and best_device().type != "cpu" else memory
 
 
 def usable_bytes(free: int) -> int:
@@ -165,7 +181,10 @@ def advise(
     changes: list[dict[str, object]] = [
         {"micro_batch_tokens": split.micro_batch_tokens},
         {"precision": "bfloat16"},
+        {"checkpointing": "selective"},
+        {"checkpointing": "full"},
         {"ema": None, "patience": None},
+        {"state_bits": 8},
         {"optimizer": "muon"},
         {"optimizer": "sgd"},
     ]
@@ -202,34 +221,57 @@ def _split_batch(
     return trial
 
 
-def _element_bytes(section: TrainConfig) -> int:
-    """Bytes of a number in the arithmetic of forward and backward."""
-    asked = section.precision
-    dtype = fast_dtype() if asked == "auto" else getattr(torch, asked)
-    return int(dtype.itemsize)
+def _offload(memory: Memory) -> Memory:
+    """What is kept besides the weights, and the update, in the machine's memory."""
+    moved = memory.masters + memory.optimizer + memory.averages + memory.gathered
+    return replace(memory, offloaded=moved, update=0)
 
 
-def _activation_bytes(config: ModelConfig, section: TrainConfig, *, source_tokens: int) -> int:
-    """What autograd keeps, and the masks that all layers share."""
-    size, length = _element_bytes(section), section.row_tokens
-    batch = Batch(
+def _lay_out(section: TrainConfig, *, source_tokens: int) -> Batch:
+    """The rows in memory at once, in the arithmetic of forward and backward."""
+    return Batch(
         rows=section.micro_batch_rows,
-        row_tokens=length,
+        row_tokens=section.row_tokens,
         source_tokens=source_tokens,
-        element_bytes=size,
+        element_bytes=settle_dtype(section.precision).itemsize,
     )
+
+
+def _state_bytes(
+    section: TrainConfig, groups: Mapping[tuple[int, int], int], *, rest: Sequence[int]
+) -> int:
+    """Momenta and squares; `rest` are the sizes of the tensors that Muon does not move."""
+    each = _STATES.get(section.optimizer, _STATES["adamw"])
+    bits = section.state_bits
+    total = each * sum(_moment_bytes(count, bits=bits, least=SMALL) for count in rest)
+    stacked = (rows * columns * count for (rows, columns), count in groups.items())
+    return total + sum(_moment_bytes(count, bits=bits, least=0) for count in stacked)
+
+
+def _moment_bytes(count: int, *, bits: int, least: int) -> int:
+    """Bytes of so many remembered numbers: a byte each and a scale a block, or fp32."""
+    if bits != 8 or count < least:
+        return FULL * count
+    return count + FULL * -(-count // BLOCK)
+
+
+def _activation_bytes(config: ModelConfig, section: TrainConfig, batch: Batch) -> int:
+    """What autograd keeps, and the masks that all layers share."""
+    length, source_tokens = batch.row_tokens, batch.source_tokens
     windows = {config.mixer(layer) for layer in range(config.num_layers)} & {"attention", "local"}
     masks = len(windows) * length * length
     if config.encoder is not None:
         masks += source_tokens * source_tokens
-    return activation_bytes(config, batch) + batch.rows * masks * size
+    kept = activation_bytes(config, batch, checkpointing=section.checkpointing)
+    return kept + batch.rows * masks * batch.element_bytes
 
 
 def _loss_bytes(config: ModelConfig, section: TrainConfig) -> int:
     """The head's part, as `chunked_cross_entropy` goes about it, or all logits at once."""
     if config.head == "none":
         return 0
-    size, width, vocabulary = _element_bytes(section), config.hidden_size, config.vocab_size
+    size = settle_dtype(section.precision).itemsize
+    width, vocabulary = config.hidden_size, config.vocab_size
     tokens = section.micro_batch_rows * section.row_tokens
     is_whole = config.head_bias or config.head == "transformed"
     if is_whole or config.logit_scale != 1.0 or config.logit_cap is not None:
@@ -248,16 +290,23 @@ def _update_bytes(
     section: TrainConfig,
     groups: Mapping[tuple[int, int], int],
     *,
-    rest: int,
+    rest: Sequence[int],
     grad_bytes: int,
 ) -> int:
     """Scratch of the largest rule; `groups` counts Muon's matrices by shape."""
-    most = 0
+    is_compact, most = section.state_bits == 8, 0
     for (rows, columns), count in groups.items():
         # Gradients in fp32; beside them two bf16 matrices of their shape and two squares.
         inside = 2 * 2 * rows * columns + 2 * 2 * min(rows, columns) ** 2
         stacked = grad_bytes * rows * columns * (grad_bytes != FULL)
-        most = max(most, count * (FULL * rows * columns + max(inside, stacked)))
+        numbers = count * rows * columns
+        # Momenta in 8 bits are fp32 and rounded a piece at a time.
+        rounding = (FULL + _ROUNDING) * min(numbers, PIECE) * is_compact
+        most = max(most, FULL * numbers + max(count * max(inside, stacked), rounding))
     if section.optimizer == "schedule-free":  # a parameter at a time
         return most
-    return max(most, FULL * rest * (grad_bytes != FULL))
+    at_once = sum(count for count in rest if count < SMALL) if is_compact else sum(rest)
+    most = max(most, FULL * at_once * (grad_bytes != FULL))
+    # Both moments and a gradient beside what rounding takes.
+    pieces = (min(count, PIECE) for count in rest if count >= SMALL)
+    return max(most, is_compact * (_ROUNDING + 3 * FULL) * max(pieces, default=0))

@@ -72,7 +72,7 @@ class Muon:
         for part in parts:
             self._groups.setdefault(part.shape, []).append(part)
         self.momenta = {
-            shape: torch.zeros(len(self._own(group)), *shape)
+            shape: torch.zeros(len(self._own(group)), *shape, device=masters[group[0].name].device)
             for shape, group in self._groups.items()
         }
 
@@ -80,8 +80,7 @@ class Muon:
         """One step at `factor` of the rates; how long a gradient is does not matter (`shrink`)."""
         for (rows, columns), group in self._groups.items():
             grad = self._collect(grads, group)
-            momentum = self.momenta[rows, columns].lerp_(grad, 1 - self._momentum)
-            update = orthogonalise(grad.lerp_(momentum, self._momentum))
+            update = orthogonalise(self._follow((rows, columns), grad))
             self._move(group, update, factor * max(1.0, rows / columns) ** 0.5)
 
     def state(self) -> dict[str, Tensor]:
@@ -106,3 +105,8 @@ class Muon:
         for part, change in zip(group, update, strict=True):
             matrix = self._masters[part.name][part.rows]
             matrix.add_(change.float(), alpha=-size * self._rates[part.name])
+
+    def _follow(self, shape: tuple[int, int], grad: Tensor) -> Tensor:
+        """The direction of one shape, in the place of its gradient: Nesterov's look ahead."""
+        momentum = self.momenta[shape].lerp_(grad, 1 - self._momentum)
+        return grad.lerp_(momentum, self._momentum)

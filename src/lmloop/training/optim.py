@@ -16,6 +16,7 @@ from torch import Tensor
 from lmloop.learning import TrainConfig
 from lmloop.model.names import fused_rows
 from lmloop.model.transformer import Transformer
+from lmloop.training.compact import SMALL, Compact
 from lmloop.training.muon import Part
 from lmloop.training.placement import Whole
 from lmloop.training.ranks import ALONE
@@ -40,10 +41,14 @@ class Optimizer:
         ema: float | None = None,
         scales: Mapping[str, float] | None = None,
         placement: Whole | None = None,
+        state_bits: int = 32,
+        offload: bool = False,
     ) -> None:
         """`method` as in a recipe; `scales` multiply the rates of parameters by name.
 
         With a `placement` this is the part of one rank: it has and moves its own of everything.
+        With `offload` masters and all that the rules keep lie in the machine's memory, wherever the
+        model is, and are updated there.
         """
         self._placement = placement = Whole(model, ALONE) if placement is None else placement
         self._parameters = {
@@ -51,7 +56,10 @@ class Optimizer:
         }
         with torch.no_grad():
             self._shown = {name: placement.own(p) for name, p in self._parameters.items()}
-        self.master = {name: p.detach().float().clone() for name, p in self._shown.items()}
+        self.master = {
+            name: p.detach().to("cpu" if offload else p.device, torch.float32, copy=True)
+            for name, p in self._shown.items()
+        }
         self._matrices = [name for name, p in self.master.items() if is_hidden_matrix(name, p)]
         self._decay, self._l1, self._ema = weight_decay, l1, ema
         by_muon = self._matrices if method == "muon" else []
@@ -65,7 +73,7 @@ class Optimizer:
         rates = {name: self._rates[name] for name in rest}
         self._points: Mapping[str, Tensor] = self.master
         self._average = None if ema is None else {n: p.clone() for n, p in self.master.items()}
-        self._averaged_steps = torch.zeros((), dtype=torch.float64)
+        self._averaged_steps = torch.zeros((), dtype=torch.float64, device="cpu")
         self._rules: list[Rule] = []
         if method == "schedule-free":
             free = ScheduleFree(rest, rates=rates, betas=betas)
@@ -75,11 +83,21 @@ class Optimizer:
             if by_muon:
                 parts = take_apart(model, by_muon)
                 self._rules.append(
-                    placement.make_muon(self.master, parts, rates=self._rates, momentum=momentum)
+                    placement.make_muon(
+                        self.master,
+                        parts,
+                        rates=self._rates,
+                        momentum=momentum,
+                        state_bits=state_bits,
+                    )
                 )
-            kind = "sgd" if method == "sgd" else "adamw"
-            self._rules.append(
-                Elementwise(rest, method=kind, rates=rates, momentum=momentum, betas=betas)
+            self._rules += _make_elementwise(
+                rest,
+                method="sgd" if method == "sgd" else "adamw",
+                rates=rates,
+                momentum=momentum,
+                betas=betas,
+                least=SMALL if state_bits == 8 else None,
             )
         self._flat: Tensor | None = None
         self._gathered: dict[str, Tensor] = {}
@@ -94,7 +112,8 @@ class Optimizer:
             self._gathered = {name: piece.view_as(master) for (name, master), piece in pieces}
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
-                self._gathered[name].add_(self._placement.own(parameter.grad), alpha=share)
+                gathered, grad = self._gathered[name], self._placement.own(parameter.grad)
+                gathered.add_(grad.to(gathered.device), alpha=share)
                 parameter.grad = None
 
     @property
@@ -180,7 +199,7 @@ class Optimizer:
         grads = {
             name: self._gathered[name]
             if name in self._gathered
-            else (torch.zeros_like(p) if p.grad is None else p.grad)
+            else (torch.zeros_like(p) if p.grad is None else p.grad).to(self.master[name].device)
             for name, p in self._parameters.items()
         }
         self.discard()
@@ -230,7 +249,30 @@ def make_optimizer(
         ema=config.ema,
         scales=scales,
         placement=placement,
+        state_bits=config.state_bits,
+        offload=config.offload,
     )
+
+
+def _make_elementwise(
+    masters: Mapping[str, Tensor],
+    *,
+    method: str,
+    rates: Mapping[str, float],
+    momentum: float,
+    betas: tuple[float, float],
+    least: int | None,
+) -> list[Rule]:
+    """AdamW or SGD; in 8 bits for tensors of `least` numbers and more, where it is given."""
+    large = [name for name, p in masters.items() if least is not None and p.numel() >= least]
+    small = [name for name in masters if name not in large]
+    rules: list[Rule] = []
+    for kind, names in ((Elementwise, small), (Compact, large)):
+        if names:
+            own = {name: masters[name] for name in names}
+            peaks = {name: rates[name] for name in names}
+            rules.append(kind(own, method=method, rates=peaks, momentum=momentum, betas=betas))
+    return rules
 
 
 def _norms(grads: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from lmloop.errors import TrainingError
 from lmloop.learning import PretrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
-from lmloop.model.hardware import fast_dtype
+from lmloop.model.hardware import best_device, settle_dtype
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Silent
@@ -108,8 +106,7 @@ def _train(
 ) -> float:
     model = Transformer(config)
     initialise(model, seed=seed)
-    asked = section.precision
-    model.to(fast_dtype() if asked == "auto" else getattr(torch, asked))
+    model.to(device=best_device(), dtype=settle_dtype(section.precision))
     # One measurement, at the end, and the one snapshot that a run ends with.
     assert section.steps is not None
     quiet = section.model_copy(

@@ -17,6 +17,7 @@ from lmloop.learning import TrainConfig
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.loader import Batch
 from lmloop.training.batch import batch_loss
+from lmloop.training.compact import CompactMuon
 from lmloop.training.muon import Muon, Part
 from lmloop.training.ranks import Ranks
 from lmloop.training.snapshot import Position, load_snapshot, save_snapshot
@@ -61,9 +62,11 @@ class Whole:
         *,
         rates: Mapping[str, float],
         momentum: float,
+        state_bits: int,
     ) -> Muon:
         """Muon for matrices that lie like this."""
-        return Muon(masters, parts, rates=rates, momentum=momentum)
+        kind = CompactMuon if state_bits == 8 else Muon
+        return kind(masters, parts, rates=rates, momentum=momentum)
 
     def gather(self, weights: Mapping[str, Tensor]) -> Transformer:
         """The model on the first rank as `weights`, of which each rank gives its own, make it."""
@@ -92,6 +95,11 @@ def place(model: Transformer, config: TrainConfig, ranks: Ranks) -> Whole:
         raise TrainingError(
             "sharding and tensor_parallel are for all of a model, and lora_rank learns beside it: "
             "take one out"
+        )
+    if config.state_bits == 8 or config.offload:
+        raise TrainingError(
+            "sharding and tensor_parallel deal out the optimizer's state as it is: leave out "
+            f"{'state_bits = 8' if config.state_bits == 8 else 'offload'}"
         )
     from lmloop.training.parallel import ManyRanks
     from lmloop.training.sharding import Sharded

@@ -20,7 +20,7 @@ from lmloop.inference.load import load
 from lmloop.learning import PretrainConfig, TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
-from lmloop.model.hardware import fast_dtype, free_memory
+from lmloop.model.hardware import best_device, free_memory, settle_dtype
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Watch, unwatched
@@ -231,8 +231,8 @@ def _make_checkpoint(
     if isinstance(config, PretrainConfig) and (shards / REHEARSAL).is_dir():
         rehearsed = open_loader(Shards.open(shards / REHEARSAL, "train"))
         loader = MixedLoader(own=own, rehearsed=rehearsed, share=config.rehearsal_share)
-    asked = config.precision
-    model.to(fast_dtype() if asked == "auto" else getattr(torch, asked))
+    dtype = settle_dtype(config.precision)
+    model.to(device=best_device(), dtype=dtype)
     bank = adapt(model, config, seed=order_seed)
     source_tokens = 0 if arrangement is None else arrangement.source_tokens
     config = _settle_micro_batch(
@@ -261,6 +261,7 @@ def _make_checkpoint(
     learnt = sum(each.numel() for each in model.parameters() if each.requires_grad)
     if not ranks.is_first:
         return {}
+    model.cpu()
     if bank is not None:
         fold(bank, folder)
     tokenizer.save(folder)

@@ -81,7 +81,7 @@ class Elementwise:
             for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
                 tensor = named.get(f"{self._method}.{key}.{name}")
                 if tensor is not None:
-                    self._inner.state[master][key] = tensor.clone()
+                    self._inner.state[master][key] = tensor.to(master.device, copy=True)
 
 
 class ScheduleFree:
@@ -104,13 +104,13 @@ class ScheduleFree:
         self.average = {name: master.clone() for name, master in masters.items()}
         self._squares = {name: torch.zeros_like(master) for name, master in masters.items()}
         # Steps taken and the sum of the weights of their points: one pair for all.
-        self._counts = torch.zeros(2, dtype=torch.float64)
+        self._counts = torch.zeros(2, dtype=torch.float64, device="cpu")
 
     def step(self, grads: Mapping[str, Tensor], factor: float, *, shrink: float) -> None:
         """As the rule says."""
         mix, second = self._betas
         steps, weights = float(self._counts[0]) + 1, float(self._counts[1]) + factor**2
-        self._counts.copy_(torch.tensor([steps, weights]))
+        self._counts.copy_(torch.tensor([steps, weights], device="cpu"))
         share = factor**2 / weights if weights else 0.0
         correction = (1 - second**steps) ** 0.5
         for name, master in self._masters.items():

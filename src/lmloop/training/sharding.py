@@ -98,8 +98,9 @@ class Sharded(Whole):
         *,
         rates: Mapping[str, float],
         momentum: float,
+        state_bits: int,
     ) -> Muon:
-        """See `Whole`."""
+        """See `Whole`; in 32 bits, whatever is asked for: `place` lets no other through."""
         muon = ShardedMuon(
             masters,
             parts,
