@@ -105,3 +105,32 @@ def test_options_of_an_adapter_need_its_rank() -> None:
     for option in ({"lora_alpha": 8.0}, {"lora_targets": ("q_proj",)}, {"dora": True}):
         with pytest.raises(ValidationError, match="needs lora_rank: add it"):
             PretrainConfig(steps=1, **option)  # type: ignore[arg-type]
+
+
+def test_tasks_are_sections_of_one_objective_each() -> None:
+    tasks = {"next": {}, "mask": {"objective": "masked", "mask_rate": 0.3}}
+    config = PretrainConfig.model_validate({"steps": 1, "tasks": tasks})
+    assert config.is_scored_in_bytes
+    assert config.special_tokens == ("<|mask|>",)
+    parts = config.by_task
+    assert [parts[name].objective for name in parts] == ["causal", "causal+masked"]
+    assert (parts["mask"].mask_rate, parts["mask"].causal_share) == (0.3, 0.0)
+    assert not any(part.tasks for part in parts.values())
+    alone = PretrainConfig.model_validate({"steps": 1, "tasks": {"mask": tasks["mask"]}})
+    assert alone.by_task["mask"].objective == "masked"
+    assert not alone.is_scored_in_bytes
+    assert PretrainConfig(steps=1).by_task == {"": PretrainConfig(steps=1)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"objective": "masked"}, "each of tasks has its own objective: leave it out here"),
+        ({"rehearsal_share": 0.1}, "each of tasks has its own rehearsal_share"),
+        ({"tasks": {"Next!": {}}}, "'Next!' is no name of a task"),
+        ({"tasks": {"next": {"share": 0}}}, "greater than 0"),
+    ],
+)
+def test_tasks_that_contradict_the_section_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        PretrainConfig.model_validate({"steps": 1, "tasks": {"next": {}}} | changes)

@@ -198,3 +198,26 @@ def test_a_base_brings_its_tokenizer_and_learns_next_tokens() -> None:
         recipe(model=base, tokenize={"vocab_size": 500})
     with pytest.raises(ValidationError, match="begins with a new model: take 'causal'"):
         recipe(model=base, pretrain={"steps": 1, "objective": "prefix"})
+
+
+def test_a_recipe_is_not_its_own_teacher() -> None:
+    with pytest.raises(ValidationError, match="give the student another name"):
+        recipe(finetune={"steps": 1, "teacher": "chat"})
+    assert recipe(finetune={"steps": 1, "teacher": "other"}).finetune.teacher == "other"
+
+
+def test_a_task_is_checked_as_an_objective_is() -> None:
+    masked = {"steps": 1, "tasks": {"next": {}, "hidden": {"objective": "masked"}}}
+    told = r"pretrain\.tasks\.hidden\.objective = 'masked' needs '<\|mask\|>'"
+    with pytest.raises(ValidationError, match=told):
+        recipe(pretrain=masked)
+    extra = {"extra_tokens": ["<|mask|>"]}
+    assert recipe(pretrain=masked, tokenize=extra).pretrain.tasks["hidden"].share == 1.0
+    spans = {"steps": 1, "tasks": {"spans": {"objective": "span-corruption"}}}
+    with pytest.raises(ValidationError, match="does not fit model.kind = 'decoder'"):
+        recipe(pretrain=spans)
+    with pytest.raises(ValidationError, match="begins with a new model"):
+        recipe(pretrain={"steps": 1, "tasks": {"a": {"objective": "prefix"}}}, model={"base": "x"})
+    old = {"steps": 1, "tasks": {"old": {"text": "rehearsal"}}}
+    with pytest.raises(ValidationError, match=r"tasks\.old\.text = 'rehearsal' needs"):
+        recipe(pretrain=old)

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -146,8 +146,12 @@ def describe_keys(sections: Sequence[str]) -> dict[str, str]:
 
 def _known_keys(location: Sequence[str]) -> list[str]:
     model: type[BaseModel] = Recipe
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if get_origin(annotation) is dict:  # sections by names that the recipe gives
+            annotation = get_args(annotation)[1]
+            next(parts, None)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation

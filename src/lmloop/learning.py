@@ -6,6 +6,7 @@ A docstring stands under every field: it is the help on the command line as well
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -79,10 +80,15 @@ class TrainConfig(Section):
     """Ends of the names of the matrices, as `"q_proj"`; empty: all but the output projection."""
     dora: bool = False
     """Learn the length of each row of the sum by itself (needs `lora_rank`)."""
+    base_bits: Literal[4] | None = None
+    """Hold the matrices beside which the product is learnt in so many bits (needs `lora_rank`)."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Each layer's rates are those of the layer above times this; the embedding's come last."""
     patience: int | None = Field(default=None, ge=1)
     """End after so many validations in a row that are no better, and keep the best weights."""
+    patience_metric: Literal["validation", "loss", "accuracy"] = "validation"
+    """What must get better for `patience`: the usual validation, the loss of what is learnt (the
+    answers, in fine-tuning), or how often the likeliest token is the right one."""
     on_unsound: Literal["stop", "skip", "rollback"] = "stop"
     """What follows a loss or a gradient that is no number, or a spike: end with an error, leave the
     batch out, or go back to the last snapshot and on behind the batch."""
@@ -127,9 +133,21 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check_lora(self) -> TrainConfig:
-        asked = {"lora_alpha", "lora_dropout", "lora_targets", "dora"} & self.model_fields_set
+        asked = {
+            "lora_alpha",
+            "lora_dropout",
+            "lora_targets",
+            "dora",
+            "base_bits",
+        } & self.model_fields_set
         if asked and self.lora_rank is None:
             raise ValueError(f"{sorted(asked)[0]} needs lora_rank: add it, such as lora_rank = 16")
+        return self
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> TrainConfig:
+        if self.patience_metric != "validation" and self.patience is None:
+            raise ValueError("patience_metric needs patience: add it, such as patience = 3")
         return self
 
     @model_validator(mode="after")
@@ -167,8 +185,32 @@ class TrainConfig(Section):
         return (at_once if isinstance(at_once, int) else self.batch_tokens) // self.row_tokens
 
 
-class PretrainConfig(TrainConfig):
-    """Token ids to a base model: one objective on everything."""
+class TaughtConfig(TrainConfig):
+    """Training in which another model may have a word."""
+
+    teacher: str | None = None
+    """Model whose chances are learnt besides the text: a live model, a fingerprint, a folder, a
+    `.gguf` file or a name that was pulled. It must have this tokenizer."""
+    teacher_share: float = Field(default=0.5, gt=0, le=1)
+    """Weight of the divergence from the teacher; the text has the rest."""
+    teacher_temperature: float = Field(default=1.0, gt=0)
+    """What both models' logits are divided by before they are compared; above 1 it is heard more of
+    what the teacher holds unlikely."""
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> TaughtConfig:
+        asked = {"teacher_share", "teacher_temperature"} & self.model_fields_set
+        if asked and self.teacher is None:
+            raise ValueError(f"{sorted(asked)[0]} needs teacher: name a model")
+        return self
+
+
+_NEXT_TOKEN = ("causal", "causal+masked", "prefix", "fill-in-the-middle")
+"""Objectives that make a model of next tokens."""
+
+
+class ObjectiveSection(Section):
+    """One objective and what it needs to know."""
 
     objective: Literal[
         "causal",
@@ -191,17 +233,75 @@ class PretrainConfig(TrainConfig):
     """Share of texts whose middle is put last (fill-in-the-middle)."""
     span_length: float = Field(default=3.0, ge=1)
     """Tokens of a span on average (span-corruption)."""
+
+
+class TaskConfig(ObjectiveSection):
+    """One of several things that pre-training learns with the same weights."""
+
+    share: float = Field(default=1.0, gt=0)
+    """How many of the rows are of it, beside the shares of the other tasks."""
+    weight: float = Field(default=1.0, gt=0)
+    """How much a target of it counts beside those of the other tasks."""
+    text: Literal["sources", "rehearsal"] = "sources"
+    """Which text of `[prepare]` it reads."""
+
+
+class PretrainConfig(TaughtConfig, ObjectiveSection):
+    """Token ids to a base model: one objective on everything, or several tasks."""
+
     rehearsal_share: float = Field(default=0.2, gt=0, lt=1)
     """Share of the rows that are of `prepare.rehearsal`, where a recipe has it."""
+    tasks: dict[str, TaskConfig] = Field(default={})
+    """Several things to learn at once, a section `[pretrain.tasks.NAME]` each, in the place of one
+    objective."""
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> PretrainConfig:
+        others = {*ObjectiveSection.model_fields, "rehearsal_share"} & self.model_fields_set
+        if self.tasks and others:
+            raise ValueError(f"each of tasks has its own {sorted(others)[0]}: leave it out here")
+        for name in self.tasks:
+            if re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) is None:
+                raise ValueError(f"{name!r} is no name of a task: write lower case letters")
+        return self
+
+    @property
+    def by_task(self) -> dict[str, PretrainConfig]:
+        """A section of one objective each, by the tasks' names; itself as "" where it has none.
+
+        Where others learn the next token, hidden ones are predicted one place earlier as well, so
+        that the head does the same for all (GPT-BERT).
+        """
+        if not self.tasks:
+            return {"": self}
+        parts = {}
+        for name, task in self.tasks.items():
+            keys = {key: getattr(task, key) for key in ObjectiveSection.model_fields}
+            if task.objective == "masked" and self.is_scored_in_bytes:
+                keys |= {"objective": "causal+masked", "causal_share": 0.0}
+            parts[name] = self.model_copy(update={**keys, "tasks": {}})
+        return parts
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """What is learnt, by the key that says it."""
+        if not self.tasks:
+            return {"pretrain.objective": self.objective}
+        named = self.tasks.items()
+        return {f"pretrain.tasks.{name}.objective": task.objective for name, task in named}
 
     @property
     def is_scored_in_bytes(self) -> bool:
         """Whether the model can then be asked for each next token, and so for bits per byte."""
-        return self.objective in ("causal", "causal+masked", "prefix", "fill-in-the-middle")
+        return any(objective in _NEXT_TOKEN for objective in self.objectives.values())
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
-        """What the objective needs beyond the usual special tokens."""
+        """What the objectives need beyond the usual special tokens."""
+        needed = [token for part in self.by_task.values() for token in part._own_special_tokens()]
+        return tuple(dict.fromkeys(needed))
+
+    def _own_special_tokens(self) -> tuple[str, ...]:
         if self.objective in ("masked", "causal+masked", "permutation"):
             return ("<|mask|>",)
         if self.objective == "fill-in-the-middle":
@@ -214,5 +314,5 @@ class PretrainConfig(TrainConfig):
         return tuple(f"<|extra_{span}|>" for span in range(math.ceil(text * spans_a_token) + 1))
 
 
-class FinetuneConfig(TrainConfig):
+class FinetuneConfig(TaughtConfig):
     """Base model to chat model: loss on the assistant's answers only."""

@@ -48,6 +48,8 @@ def plan(
             f"--fit foresees bits per byte, and pretrain.objective = "
             f"{checked.pretrain.objective!r} has none: leave --fit out"
         )
+    if fit and checked.pretrain.tasks:
+        raise RecipeError("--fit foresees one objective, and pretrain.tasks has more: leave it out")
     shop = Workshop(
         recipe=checked,
         home=home_directory(home),

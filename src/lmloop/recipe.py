@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from lmloop.learning import FinetuneConfig, PretrainConfig, TrainConfig
+from lmloop.learning import FinetuneConfig, PretrainConfig, TaughtConfig, TrainConfig
 from lmloop.sections import (
     NAME_PATTERN,
     CompressConfig,
@@ -101,45 +101,69 @@ class Recipe(Section):
             return self
         if self.tokenize.model_fields_set:
             raise ValueError("model.base brings its own tokenizer: leave [tokenize] out")
-        if self.pretrain.objective != "causal":
-            raise ValueError(
-                f"pretrain.objective = {self.pretrain.objective!r} begins with a new model: take "
-                "'causal' or leave model.base out"
-            )
+        for key, objective in self.pretrain.objectives.items():
+            if objective != "causal":
+                raise ValueError(
+                    f"{key} = {objective!r} begins with a new model: take 'causal' or leave "
+                    "model.base out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Recipe:
+        for stage in ("pretrain", "finetune"):
+            section: TaughtConfig = getattr(self, stage)
+            if section.teacher == self.name:
+                raise ValueError(
+                    f"{stage}.teacher = {self.name!r} is what this recipe makes: give the student "
+                    "another name"
+                )
         return self
 
     @model_validator(mode="after")
     def _check_objective(self) -> Recipe:
-        objective, kind = self.pretrain.objective, self.model.kind
-        if objective not in OBJECTIVES[kind]:
-            raise ValueError(
-                f"pretrain.objective = {objective!r} does not fit model.kind = {kind!r}: allowed "
-                f"is {', '.join(map(repr, OBJECTIVES[kind]))}"
-            )
-        missing = [
-            each for each in self.pretrain.special_tokens if each not in self.tokenize.extra_tokens
-        ]
+        kind = self.model.kind
+        for key, objective in self.pretrain.objectives.items():
+            if objective not in OBJECTIVES[kind]:
+                raise ValueError(
+                    f"{key} = {objective!r} does not fit model.kind = {kind!r}: allowed is "
+                    f"{', '.join(map(repr, OBJECTIVES[kind]))}"
+                )
+            if objective == "permutation":
+                self._check_order_is_kept(key)
+        for key, part in zip(self.pretrain.objectives, self.pretrain.by_task.values(), strict=True):
+            self._check_special_tokens(key, part)
+        return self
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Recipe:
+        for name, task in self.pretrain.tasks.items():
+            if task.text == "rehearsal" and not self.prepare.rehearsal:
+                raise ValueError(
+                    f"pretrain.tasks.{name}.text = 'rehearsal' needs prepare.rehearsal: name files"
+                )
+        return self
+
+    def _check_special_tokens(self, key: str, part: PretrainConfig) -> None:
+        missing = [each for each in part.special_tokens if each not in self.tokenize.extra_tokens]
         if missing:
             others = f" and {len(missing) - 1} more up to {missing[-1]!r}" if missing[1:] else ""
             raise ValueError(
-                f"pretrain.objective = {objective!r} needs {missing[0]!r}{others}: "
+                f"{key} = {self.pretrain.objectives[key]!r} needs {missing[0]!r}{others}: "
                 "add to tokenize.extra_tokens"
             )
-        if objective == "permutation":
-            self._check_order_is_kept()
-        return self
 
-    def _check_order_is_kept(self) -> None:
+    def _check_order_is_kept(self, key: str) -> None:
         """Layers that take in the order of the row would show what is not revealed yet."""
         others = sorted(set(self.model.mixers) - {"attention"})
         if others:
             raise ValueError(
-                f"pretrain.objective = 'permutation' needs attention in all layers: model.mixers "
+                f"{key} = 'permutation' needs attention in all layers: model.mixers "
                 f"has {', '.join(map(repr, others))}"
             )
         if self.model.positions in ("relative", "none"):
             raise ValueError(
-                "pretrain.objective = 'permutation' asks for tokens by their positions: "
+                f"{key} = 'permutation' asks for tokens by their positions: "
                 f"model.positions = {self.model.positions!r} does not tell them, 'rotary', "
                 "'learned' and 'sinusoidal' do"
             )

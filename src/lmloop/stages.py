@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmloop.config import calm_threads
 from lmloop.errors import SourceError
+from lmloop.learning import TaughtConfig
 from lmloop.progress import Progress, Watch, unwatched
 from lmloop.recipe import Recipe
 from lmloop.store.artifact import Artifact, ArtifactStore, hash_file
@@ -23,7 +24,7 @@ from lmloop.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from lmloop.store.bases import Base
-    from lmloop.training.recipes import Validate
+    from lmloop.training.figures import Validate
 
 Inputs = Mapping[str, Artifact]
 REHEARSAL, OUTSIDE = "rehearsal", "outside"
@@ -116,11 +117,25 @@ def _trace_base(recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
 
 
 def _trace_beginning(recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
-    path = find_vectors(recipe)
+    path, teachers = find_vectors(recipe), _trace_teacher(recipe.pretrain, store)
     if path is None:
-        return _trace_base(recipe, store)
+        return _trace_base(recipe, store) + teachers
     name = path.name if path.is_absolute() else str(path)
-    return [{"kind": "raw", "source": name, "fingerprint": hash_file(path)}]
+    return [{"kind": "raw", "source": name, "fingerprint": hash_file(path)}, *teachers]
+
+
+def _trace_teacher(section: TaughtConfig, store: ArtifactStore) -> list[dict[str, str]]:
+    teacher = find_teacher(section, store)
+    return [] if teacher is None else [teacher.origin]
+
+
+def find_teacher(section: TaughtConfig, store: ArtifactStore) -> Base | None:
+    """The model that a stage learns from, if it names one; raises as `lmloop.store.bases` does."""
+    if section.teacher is None:
+        return None
+    from lmloop.store.bases import find_model
+
+    return find_model(section.teacher, store)
 
 
 def find_base(recipe: Recipe, store: ArtifactStore) -> Base | None:
@@ -191,6 +206,7 @@ def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
     from lmloop.training.recipes import pretrain
 
     shards, base = inputs["tokenize"].path, find_base(shop.recipe, shop.store)
+    teacher = find_teacher(shop.recipe.pretrain, shop.store)
     return pretrain(
         shop.recipe.pretrain,
         shop.recipe.model,
@@ -202,6 +218,7 @@ def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         clock=time.monotonic,
         progress=shop.progress,
         base=None if base is None else base.path,
+        teacher=None if teacher is None else teacher.path,
         ranks=shop.ranks,
         watch=shop.watch,
     )
@@ -212,6 +229,7 @@ def _finetune(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
     from lmloop.training.recipes import finetune
 
     shards = inputs["tokenize"].path
+    teacher = find_teacher(shop.recipe.finetune, shop.store)
     return finetune(
         shop.recipe.finetune,
         base=inputs["pretrain"].path,
@@ -224,6 +242,7 @@ def _finetune(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         progress=shop.progress,
         ranks=shop.ranks,
         freeze_embedding=shop.recipe.model.freeze_embedding,
+        teacher=None if teacher is None else teacher.path,
         watch=shop.watch,
     )
 
@@ -337,6 +356,7 @@ STAGES: Mapping[str, Stage] = {
             needs=("pretrain", "tokenize"),
             sections=("finetune", "seed"),
             work=_finetune,
+            raw=lambda recipe, store: _trace_teacher(recipe.finetune, store),
             trains=True,
         ),
         Stage(

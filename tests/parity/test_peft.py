@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmloop.learning import PretrainConfig
+from lmloop.model.nf4 import expand_from_nf4, shrink_to_nf4
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Silent
 from lmloop.sections import ModelSection
 from lmloop.training.recipes import pretrain
 from lmloop.weights.adapter_files import load_adapter, save_adapter
 from lmloop.weights.adapters import Adapter, AdapterBank, LoraConfig, make_adapter
-from lmloop.weights.checkpoint import load_model
+from lmloop.weights.checkpoint import load_model, save_model
 
 from ..conftest import CONTEXT_LENGTH, VOCAB_SIZE
 
@@ -149,6 +150,25 @@ def test_what_we_save_peft_opens_and_computes_alike(
     theirs = peft.PeftModel.from_pretrained(open_theirs(base), base).eval()
     AdapterBank(ours, adapter)
     assert_equal(ours(TOKENS), theirs(TOKENS).logits)
+
+
+@torch.no_grad()
+def test_what_was_learnt_beside_four_bits_peft_opens_on_the_weights_they_stand_for(
+    peft: Any, base: Path, tmp_path: Path
+) -> None:
+    ours = load_model(base)
+    shrink_to_nf4(ours)
+    adapter = make_adapter(ours, LoraConfig(rank=3), generator=torch.Generator().manual_seed(0))
+    randomise(adapter.parameters())
+    save_adapter(adapter, base, model=ours)
+    bank = AdapterBank(ours, adapter)
+    expected = ours(TOKENS)
+    bank.detach()
+    expand_from_nf4(ours, dtype=torch.float32)
+    (tmp_path / "dense").mkdir()
+    save_model(ours, tmp_path / "dense", stop_id=1, document_id=0)
+    theirs = peft.PeftModel.from_pretrained(open_theirs(tmp_path / "dense"), base).eval()
+    assert_equal(expected, theirs(TOKENS).logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,9 @@ import pytest
 
 from lmloop.errors import ArtifactError, SourceError
 from lmloop.store.artifact import Artifact, ArtifactStore
-from lmloop.store.bases import find_base
+from lmloop.store.bases import find_base, find_model
+from lmloop.store.database import database_url, open_database
+from lmloop.store.registry import Registry, mirror_folder
 
 
 @pytest.fixture
@@ -80,3 +82,29 @@ def test_an_unknown_name_and_an_empty_folder_are_refused(
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="is an empty folder"):
         find_base(str(tmp_path / "empty"), store)
+
+
+def test_a_model_is_known_by_the_name_it_lives_under_its_fingerprint_or_where_it_lies(
+    store: ArtifactStore, folder: Path
+) -> None:
+    artifact = make_artifact(store, "config.json")
+    with store.write("finetune", "1" * 64) as draft:
+        (draft.path / "config.json").write_text("live")
+        live = draft.finish(
+            kind="checkpoint",
+            name="chat",
+            made_from=[],
+            settings={},
+            counts={},
+            code_version="0",
+            environment={},
+            created=1.0,
+        )
+    database = open_database(database_url(store.home))
+    Registry(database, "chat", mirror=mirror_folder(store.home)).set_live(live)
+    database.dispose()
+    assert find_model("chat", store).path == live.path
+    assert find_model(artifact.fingerprint[:8], store).path == artifact.path
+    assert find_model(str(folder), store) == find_base(str(folder), store)
+    with pytest.raises(SourceError, match=r"did you mean smollm2-135m-instruct\?"):
+        find_model("smollm2-135m", store)

@@ -27,6 +27,8 @@ from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.tokens.words import WordStream, index_words
+from lmloop.training.batch import Teach
+from lmloop.training.figures import Figure
 from lmloop.training.loop import TrainResult, train
 from lmloop.training.ranks import ALONE, Ranks, join_ranks
 
@@ -75,6 +77,8 @@ class Run:
     config: PretrainConfig = field(default_factory=make_config)
     dtype: torch.dtype = torch.float32
     answers_only: bool = False
+    teach: Teach | None = None
+    figure: Figure | None = None
     said: Said = field(default_factory=Said)
     model: Transformer | None = None
 
@@ -101,6 +105,8 @@ class Run:
             name="test",
             ranks=ranks,
             watch=watch,
+            teach=self.teach,
+            figure=self.figure,
         )
 
     def weights(self) -> dict[str, bytes]:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lmloop.errors import ArtifactError
+from lmloop.model.nf4 import expand_from_nf4, shrink_to_nf4
 from lmloop.model.transformer import Transformer
-from lmloop.training.adapting import FOLDER, adapt, fold
+from lmloop.training.adapting import FOLDER, adapt, fold, held_bytes
 from lmloop.training.optim import make_optimizer
 from lmloop.weights.adapter_files import load_adapter
 
@@ -90,3 +91,43 @@ def test_a_target_that_no_matrix_is_called_is_named(model: Transformer) -> None:
     bank = adapt(model, make_config(lora_rank=2, lora_targets=("q_proj",)), seed=0)
     assert bank is not None
     assert all(".q_proj" in name for pairs in bank.adapters[0].pairs.values() for name in pairs)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_beside_four_bits_an_adapter_learns_as_beside_the_same_dense_weights(dora: bool) -> None:
+    options: dict[str, Any] = {"lora_rank": 3, "dora": dora}
+    adapters = []
+    for bits in (4, None):
+        model = random_model(tiny_shape())
+        if bits is None:
+            shrink_to_nf4(model)
+            expand_from_nf4(model, dtype=torch.float32)
+        assert adapt(model, make_config(**options, base_bits=bits), seed=0) is not None
+        move(model, **options)
+        adapters.append(dict(model.get_submodule(FOLDER).named_parameters()))
+    assert adapters[0].keys() == adapters[1].keys()
+    for name, tensor in adapters[0].items():
+        assert torch.equal(tensor, adapters[1][name]), name
+
+
+def test_what_was_learnt_beside_four_bits_is_folded_into_them(
+    model: Transformer, tmp_path: Path
+) -> None:
+    names, whole = set(model.state_dict()), held_bytes(model)
+    bank = adapt(model, make_config(lora_rank=1, base_bits=4), seed=0)
+    assert bank is not None
+    assert held_bytes(model) < whole
+    move(model, lora_rank=1)
+    with torch.no_grad():
+        expected = model(TOKENS)
+    fold(bank, tmp_path)
+    assert set(model.state_dict()) == names
+    assert held_bytes(model) == whole
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS), expected, rtol=1e-4, atol=1e-5)
+    assert load_adapter(tmp_path / FOLDER, random_model(tiny_shape())).config.rank == 1
+
+
+def test_four_bits_need_an_adapter() -> None:
+    with pytest.raises(ValueError, match="base_bits needs lora_rank"):
+        make_config(base_bits=4)

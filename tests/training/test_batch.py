@@ -103,7 +103,7 @@ def test_a_place_sees_what_its_order_says_and_never_the_token_that_it_predicts(
     monkeypatch.setattr(
         module,
         "head_loss",
-        lambda model, hidden, targets, smoothing: states.append(hidden) or hidden.sum(),
+        lambda model, hidden, targets, smoothing, lesson: states.append(hidden) or hidden.sum(),
     )
     batch_loss(model, batch)
     length = batch.tokens.shape[1]

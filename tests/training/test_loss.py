@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmloop.training import loss as module
-from lmloop.training.loss import chunked_cross_entropy
+from lmloop.training.loss import Lesson, chunked_cross_entropy, head_loss
+
+from ..conftest import random_model, tiny_shape
 
 N, D, V = 13, 6, 17
 
@@ -150,3 +152,102 @@ def test_a_frozen_matrix_gets_no_gradient_and_changes_none() -> None:
     assert weight.grad is None
     assert hidden.grad is not None
     assert torch.equal(hidden.grad, expected)
+
+
+WIDER = 9
+"""Width of the teacher's states."""
+
+
+def draw_teacher(ids: int = V) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(N, WIDER, generator=generator)
+    return states, torch.randn(ids, WIDER, generator=generator)
+
+
+def teach(states: Tensor, matrix: Tensor, *, share: float, temperature: float) -> Lesson:
+    return Lesson(
+        states=states, project=lambda part: part @ matrix.T, share=share, temperature=temperature
+    )
+
+
+def distil_plainly(
+    logits: Tensor, taught: Tensor, targets: Tensor, *, share: float, temperature: float
+) -> Tensor:
+    """Hinton's formula over all logits, as it is written."""
+    apart = F.kl_div(
+        F.log_softmax(logits / temperature, dim=-1),
+        F.softmax(taught / temperature, dim=-1),
+        reduction="batchmean",
+    )
+    return (1 - share) * F.cross_entropy(logits, targets) + share * temperature**2 * apart
+
+
+@pytest.mark.parametrize("chunk_elements", [V, 3 * V, 10**6])
+@pytest.mark.parametrize(("share", "temperature"), [(0.3, 1.0), (0.5, 2.5), (1.0, 4.0)])
+def test_a_teachers_word_has_the_value_and_gradients_of_the_plain_formula(
+    monkeypatch: pytest.MonkeyPatch, chunk_elements: int, share: float, temperature: float
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk_elements)
+    states, matrix = draw_teacher()
+    options = {"share": share, "temperature": temperature}
+    results = []
+    for ours in (True, False):
+        hidden, weight, targets = draw()
+        dtype = torch.float32 if ours else torch.float64
+        leaves = [each.to(dtype).requires_grad_() for each in (hidden, weight)]
+        if ours:
+            lesson = teach(states, matrix, **options)
+            value = chunked_cross_entropy(*leaves, targets, lesson=lesson)
+        else:
+            taught = states.double() @ matrix.double().T
+            value = distil_plainly(leaves[0] @ leaves[1].T, taught, targets, **options)
+        (-1.5 * value).backward()
+        results.append([value.detach().double(), *(leaf.grad.double() for leaf in leaves)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ids", [V - 4, V + 3])
+def test_ids_that_one_of_both_models_lacks_are_never_taught(ids: int) -> None:
+    states, matrix = draw_teacher(ids)
+    hidden, weight, targets = draw()
+    lesson = teach(states, matrix, share=0.5, temperature=2.0)
+    taught = (states @ matrix.T)[:, :V]
+    taught = F.pad(taught, (0, V - taught.shape[1]), value=-1e30)
+    expected = distil_plainly(hidden @ weight.T, taught, targets, share=0.5, temperature=2.0)
+    value = chunked_cross_entropy(hidden, weight, targets, lesson=lesson)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=0)
+
+
+def test_a_head_that_is_more_than_a_matrix_learns_the_same_from_a_teacher() -> None:
+    states, matrix = draw_teacher(50)
+    results = []
+    for scale in (1.0, 0.5):
+        model = random_model(tiny_shape(vocab_size=50, logit_scale=scale))
+        hidden = torch.randn(
+            N, model.config.hidden_size, generator=torch.Generator().manual_seed(2)
+        )
+        hidden = (hidden / scale).requires_grad_()
+        lesson = teach(states, matrix, share=0.4, temperature=3.0)
+        value = head_loss(model, hidden, torch.arange(N), smoothing=0.1, lesson=lesson)
+        value.backward()
+        assert hidden.grad is not None
+        results.append([value.detach(), hidden.grad / scale])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_neither_models_logits_are_ever_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * V)
+    states, matrix = draw_teacher()
+    asked = []
+
+    def project(part: Tensor) -> Tensor:
+        asked.append(len(part))
+        return part @ matrix.T
+
+    hidden, weight, targets = draw()
+    lesson = Lesson(states=states, project=project, share=0.5, temperature=1.0)
+    chunked_cross_entropy(hidden, weight, targets, lesson=lesson)
+    assert max(asked) == 2
+    assert sum(asked) == N

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -512,6 +513,37 @@ def test_a_base_goes_on_learning_with_its_own_shape(
         torch.testing.assert_close(after[name], tensor)
     run_pretrain(shards_folder, make_place("far"), BASED, base=model_folder)
     assert load(place.folder.parent / "far").config == load(model_folder).config
+
+
+def test_an_adapter_learns_beside_four_bits_and_a_killed_run_ends_in_the_same_bytes(
+    shards_folder: Path,
+    model_folder: Path,
+    make_place: Callable[[str], Place],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = LORA | {"base_bits": 4, "save_every": 2, "base": model_folder}
+    plain, whole, broken = map(make_place, ("plain", "whole", "broken"))
+    dense = run_pretrain(shards_folder, plain, BASED, **(options | {"base_bits": None}))
+    counts = run_pretrain(shards_folder, whole, BASED, **options)
+    assert counts["weight_bytes"] < dense["weight_bytes"]
+    assert weights(whole.folder) != weights(plain.folder)
+    looks = itertools.count()
+
+    def stop_looking() -> float:
+        if next(looks) > 9:
+            raise InterruptedError
+        return 0.0
+
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "make_clock", lambda: stop_looking)
+        with pytest.raises(InterruptedError):
+            run_pretrain(shards_folder, broken, BASED, **options)
+    assert list(broken.run.glob("snapshot-*"))
+    run_pretrain(shards_folder, broken, BASED, **options)
+    assert weights(broken.folder) == weights(whole.folder)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        one, other = (place.folder / "adapter" / name for place in (broken, whole))
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_an_adapter_is_written_beside_the_sum_and_only_it_was_learnt(

@@ -73,20 +73,20 @@ def unpack_int8(packed: Int32[Tensor, "O words"], *, columns: int) -> Int8[Tenso
 
 def empty_int8(model: nn.Module) -> None:
     """Put an empty `Int8Linear` in the place of every linear layer of the blocks."""
-    _replace(model, _empty_like)
+    replace_linears(model, lambda name, linear: _empty_like(linear))
 
 
 def quantize_int8(model: nn.Module) -> None:
     """Round every linear layer of the blocks to 8 bits, in place; embedding and head stay."""
 
-    def convert(linear: nn.Linear) -> Int8Linear:
+    def convert(name: str, linear: nn.Linear) -> Int8Linear:
         small = _empty_like(linear)
         small.weight, small.scale = quantize_rows(linear.weight.detach())
         if small.bias is not None:
             small.bias.copy_(linear.bias.detach())
         return small
 
-    _replace(model, convert)
+    replace_linears(model, convert)
 
 
 def _empty_like(linear: nn.Linear) -> Int8Linear:
@@ -95,9 +95,17 @@ def _empty_like(linear: nn.Linear) -> Int8Linear:
     return Int8Linear(linear.in_features, linear.out_features, bias=has_bias)
 
 
-def _replace(model: nn.Module, convert: Callable[[nn.Linear], nn.Module]) -> None:
+def replace_linears(
+    model: nn.Module, convert: Callable[[str, nn.Linear], nn.Module | None]
+) -> None:
+    """Put something else in the place of the linear layers of the blocks.
+
+    `convert` gets a layer and its own name; a layer that it gives None for stays.
+    """
     blocks = model.get_submodule("blocks")
     for path, module in list(blocks.named_modules()):
         if isinstance(module, nn.Linear):
             parent, _, name = path.rpartition(".")
-            setattr(blocks.get_submodule(parent), name, convert(module))
+            other = convert(name, module)
+            if other is not None:
+                setattr(blocks.get_submodule(parent), name, other)

@@ -1,7 +1,7 @@
-"""The open model that a recipe begins with: where it lies, and what it is known by.
+"""The model that a recipe begins with or learns from: where it lies, and what it is known by.
 
-Takes: a name that was pulled, a folder or a `.gguf` file. Gives: what can be opened, and its entry
-in an artifact's ancestry. Nothing is downloaded.
+Takes: a model's name, a fingerprint, a folder or a `.gguf` file. Gives: what can be opened, and its
+entry in an artifact's ancestry. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from lmloop.errors import SourceError
 from lmloop.store.artifact import MANIFEST, Artifact, ArtifactStore, hash_file, open_artifact
 from lmloop.store.catalogue import find_entry, read_catalogue
 from lmloop.store.pull import find_pulled
+from lmloop.store.registry import read_mirror
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A model of others, on this disk."""
+    """A model that is made already, on this disk."""
 
     path: Path
     """Its folder, or its `.gguf` file."""
@@ -44,6 +45,22 @@ def find_base(name: str, store: ArtifactStore) -> Base:
     fingerprint = hashlib.sha256(lines.encode()).hexdigest()
     source = path.resolve().name if path.is_absolute() else name
     return Base(_openable(path), {"kind": "raw", "source": source, "fingerprint": fingerprint})
+
+
+def find_model(name: str, store: ArtifactStore) -> Base:
+    """What `name` means where a model of this home may be meant as well.
+
+    A live model goes before an artifact's fingerprint (six digits at least), and that before what
+    `find_base` knows; raises as that does.
+    """
+    if not Path(name).exists():
+        live = read_mirror(store.home)[0].get(name, {}).get("live")
+        if live is not None:
+            return _base_of(open_artifact(live.path))
+        found = store.resolve(name) if len(name) >= 6 else None
+        if found is not None:
+            return _base_of(found)
+    return find_base(name, store)
 
 
 def _base_of(artifact: Artifact) -> Base:

@@ -5,6 +5,8 @@ Takes: a model, rows of a loader. Gives: nats a learnt target, with its gradient
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -12,16 +14,31 @@ from lmloop.errors import TrainingError
 from lmloop.model.rows import PackedRows, Source
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.loader import Batch, PackedLoader
-from lmloop.training.loss import head_loss
+from lmloop.training.loss import CHUNK_ELEMENTS, Lesson, head_loss
+
+Teach = Callable[[Batch], Lesson]
+"""What a teacher makes of the places of a batch where the loss counts."""
 
 
-def batch_loss(model: Transformer, batch: Batch, *, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy in nats over the learnt targets of a batch of packed rows."""
+def batch_loss(
+    model: Transformer, batch: Batch, *, smoothing: float = 0.0, teach: Teach | None = None
+) -> Tensor:
+    """Mean cross-entropy in nats over the learnt targets of a batch of packed rows.
+
+    `teach` says what a teacher makes of the batch, see `Lesson`.
+    """
+    lesson = None if teach is None else teach(batch)
+    hidden = learnt_states(model, batch)
+    targets = torch.from_numpy(batch.targets[batch.learnt]).to(hidden.device)
+    return head_loss(model, hidden, targets, smoothing=smoothing, lesson=lesson)
+
+
+def learnt_states(model: Transformer, batch: Batch) -> Tensor:
+    """Hidden states [N, D] of the places of a batch where the loss counts."""
     rows, length = batch.tokens.shape
     device = model.device
-    tokens, targets, positions = (
-        torch.from_numpy(part).flatten().to(device)
-        for part in (batch.tokens, batch.targets, batch.positions)
+    tokens, positions = (
+        torch.from_numpy(part).flatten().to(device) for part in (batch.tokens, batch.positions)
     )
     view = PackedRows(
         rows=rows,
@@ -31,10 +48,9 @@ def batch_loss(model: Transformer, batch: Batch, *, smoothing: float = 0.0) -> T
         source=_read_source(model, batch),
     )
     hidden = model.encode(tokens, positions, view)
-    if not batch.learnt.all():
-        learnt = torch.from_numpy(batch.learnt).flatten().nonzero()[:, 0].to(device)
-        hidden, targets = hidden[learnt], targets[learnt]
-    return head_loss(model, hidden, targets, smoothing=smoothing)
+    if batch.learnt.all():
+        return hidden
+    return hidden[torch.from_numpy(batch.learnt).flatten().nonzero()[:, 0].to(device)]
 
 
 def _read_source(model: Transformer, batch: Batch) -> Source | None:
@@ -58,9 +74,32 @@ def _read_source(model: Transformer, batch: Batch) -> Source | None:
 def mean_loss(model: Transformer, loader: PackedLoader, *, rows: int, rows_at_once: int) -> float:
     """Nats a learnt target over the first `rows` of a loader."""
     total, count = 0.0, 0
-    for start in range(0, rows, rows_at_once):
-        batch = loader.rows(start, min(rows_at_once, rows - start))
+    for batch in _cut(loader, rows, rows_at_once):
         learnt = int(batch.learnt.sum())
         total += batch_loss(model, batch).item() * learnt
         count += learnt
     return total / max(1, count)
+
+
+@torch.no_grad()
+def mean_accuracy(
+    model: Transformer, loader: PackedLoader, *, rows: int, rows_at_once: int
+) -> float:
+    """Share of the learnt targets of the first `rows` of a loader that the model holds likeliest.
+
+    Logits exist a chunk at a time.
+    """
+    right, count = 0, 0
+    size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+    for batch in _cut(loader, rows, rows_at_once):
+        states = learnt_states(model, batch)
+        targets = torch.from_numpy(batch.targets[batch.learnt]).to(states.device)
+        for part, wanted in zip(torch.split(states, size), torch.split(targets, size), strict=True):
+            right += int((model.project(part).argmax(dim=-1) == wanted).sum())
+        count += len(targets)
+    return right / max(1, count)
+
+
+def _cut(loader: PackedLoader, rows: int, rows_at_once: int) -> Iterator[Batch]:
+    for start in range(0, rows, rows_at_once):
+        yield loader.rows(start, min(rows_at_once, rows - start))

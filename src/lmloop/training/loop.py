@@ -22,9 +22,10 @@ from lmloop.learning import TrainConfig
 from lmloop.model.hardware import release_memory
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Task, Watch, unwatched
-from lmloop.tokens.loader import Batch
-from lmloop.tokens.mixture import Loader
+from lmloop.tokens.mixture import Loader, Piece, cut_rows
+from lmloop.training.batch import Teach
 from lmloop.training.budget import make_budget
+from lmloop.training.figures import Figure, Validate
 from lmloop.training.journal import Journal, NoJournal
 from lmloop.training.optim import make_optimizer
 from lmloop.training.patience import Patience
@@ -34,6 +35,7 @@ from lmloop.training.schedule import rate_factor
 from lmloop.training.snapshot import Position
 from lmloop.training.soundness import REMEMBERED, Soundness, find_unsound
 from lmloop.training.stopping import watch_for_sigterm
+from lmloop.training.tasks import TaskLosses
 
 JOURNAL = "journal.jsonl"
 RELEASE_EVERY = 32
@@ -62,22 +64,35 @@ def train(
     config: TrainConfig,
     *,
     folder: Path,
-    validate: Callable[[Transformer], float],
+    validate: Validate,
     clock: Callable[[], float],
     progress: Progress,
     name: str,
     is_scored_in_bytes: bool = True,
     ranks: Ranks = ALONE,
     watch: Watch = unwatched,
+    teach: Teach | None = None,
+    figure: Figure | None = None,
 ) -> TrainResult:
     """Train `model` in place; `folder` holds journal and snapshots, and resumes if it has any.
 
     `validate` gives bits per byte, or else nats a learnt target; `watch` is told each line of the
-    journal. Raises `DivergedError` where the loss or the gradient is no number any more, and
-    `StoppedError` after a SIGTERM, once saved. With many `ranks` each trains on its part of every
-    batch; the first alone validates and writes.
+    journal; `teach` says what a teacher makes of each batch; `figure` is what patience looks at in
+    the place of `validate`. Raises `DivergedError` where the loss or the gradient is no number any
+    more, and `StoppedError` after a SIGTERM, once saved. With many `ranks` each trains on its part
+    of every batch; the first alone validates and writes.
     """
-    run = _Run(model, loader, config, folder=folder, clock=clock, progress=progress, ranks=ranks)
+    run = _Run(
+        model,
+        loader,
+        config,
+        folder=folder,
+        clock=clock,
+        progress=progress,
+        ranks=ranks,
+        teach=teach,
+        figure=figure,
+    )
     measured = "validation_bpb" if is_scored_in_bytes else "validation_loss"
     with closing(run.journal), progress.task(name, total=1.0, unit="") as task:
         with watch_for_sigterm() as asked:
@@ -86,7 +101,7 @@ def train(
                 if entry is None:
                     continue
                 if entry["step"] % config.validate_every == 0:
-                    entry[measured] = run.measure(validate)
+                    entry |= run.measure(measured, validate)
                 run.journal.append(entry)
                 _report(task, entry)
                 watch(entry)
@@ -101,7 +116,7 @@ def train(
                 if entry["step"] % config.save_every == 0:
                     run.save()
         run.save()
-        value = run.finish(validate)
+        value = run.finish(measured, validate)
         steps = run.position.step
         return TrainResult(
             steps=steps,
@@ -126,12 +141,15 @@ class _Run:
         clock: Callable[[], float],
         progress: Progress,
         ranks: Ranks,
+        teach: Teach | None,
+        figure: Figure | None,
     ) -> None:
         self._ranks = ranks
         self._placement = place(model, config, ranks)
         ranks.part(0, config.batch_rows, copies=self._placement.copies)
         self._model, self._loader, self._config = self._placement.model, loader, config
-        self._folder, self._progress = folder, progress
+        self._folder, self._progress, self._figure = folder, progress, figure
+        self._loss = partial(self._placement.loss, smoothing=config.label_smoothing, teach=teach)
         model.checkpoint(config.checkpointing)
         self._optimizer = make_optimizer(self._model, config, placement=self._placement)
         self._patience = None if config.patience is None else Patience(config.patience)
@@ -167,7 +185,7 @@ class _Run:
             decay_share=config.decay_share,
             final_share=config.final_share,
         )
-        value = self._gradient()
+        value, told = self._gradient()
         trouble, norm = self._soundness.judge(value), None
         if trouble is None:
             norm = self._optimizer.step(factor, clip=config.gradient_clip)
@@ -178,19 +196,28 @@ class _Run:
         entry = {"step": step + 1, "share": share, "seconds": self.budget.elapsed()}
         entry |= {"factor": factor, "tokens": (step + 1) * config.batch_tokens}
         entry |= {"micro_batch_tokens": config.micro_batch_rows * config.row_tokens}
-        return entry | ({"loss": value, "norm": norm} if trouble is None else {"skipped": trouble})
+        if trouble is not None:
+            return entry | {"skipped": trouble}
+        return entry | {"loss": value, "norm": norm} | told
 
-    def measure(self, validate: Callable[[Transformer], float]) -> float:
-        """The figure of the weights as they would be kept; the first rank alone measures it."""
-        value = math.nan
+    def measure(self, name: str, validate: Validate) -> dict[str, float]:
+        """Figures by name of the weights as they would be kept; the first rank alone measures."""
+        measures = {name: validate}
+        if self._figure is not None:
+            measures[self._figure.name] = self._figure.measure
+        values = dict.fromkeys(measures, math.nan)
         with self._optimizer.averaged():
             model = self._placement.gather(self._optimizer.result)
             if self._ranks.is_first:
-                value = validate(model.eval())
-        value = self._ranks.agree(value)
+                model.eval()
+                values = {each: measure(model) for each, measure in measures.items()}
+        values = {each: self._ranks.agree(value) for each, value in values.items()}
         if self._patience is not None:
-            self._patience.look(value, self._optimizer.result)
-        return value
+            watched = values[name]
+            if self._figure is not None:
+                watched = self._figure.fall(values[self._figure.name])
+            self._patience.look(watched, self._optimizer.result)
+        return values
 
     def save(self) -> None:
         """Write a snapshot, if anything has been done since the last."""
@@ -204,13 +231,15 @@ class _Run:
             tensors |= self._patience.state()
         self._placement.save(self._folder, self.position, tensors)
 
-    def finish(self, validate: Callable[[Transformer], float]) -> float:
-        """Leave the weights to keep in the model and give their figure."""
-        value, weights = self.measure(validate), self._optimizer.result
+    def finish(self, name: str, validate: Validate) -> float:
+        """Leave the weights to keep in the model and give what they validate by."""
+        value, weights = self.measure(name, validate)[name], self._optimizer.result
         if self._patience is not None and self._patience.weights:
             value, weights = self._patience.value, self._patience.weights
         self._optimizer.settle(weights)
-        self._placement.gather(weights).eval()
+        model = self._placement.gather(weights).eval()
+        if self._figure is not None:  # what patience knows of the best weights is the figure
+            value = self._ranks.agree(validate(model) if self._ranks.is_first else math.nan)
         return value
 
     def final_loss(self) -> float:
@@ -219,8 +248,11 @@ class _Run:
         tail = losses[-max(1, len(losses) // 10) :]
         return float(sum(tail) / max(1, len(tail)))
 
-    def _gradient(self) -> float:
-        """Loss of the next batch; leaves its gradient with the model, or gathered."""
+    def _gradient(self) -> tuple[float, dict[str, float]]:
+        """Loss of the next batch and of each task; leaves its gradient in the model, or gathered.
+
+        The loss of a task is that of a target of it, whatever its targets weigh.
+        """
         ranks = self._ranks
         if self._model.config.dropout or self._config.lora_dropout:
             # The same noise again after a resume, another on each rank.
@@ -228,32 +260,30 @@ class _Run:
                 self.position.step * ranks.size + ranks.rank // self._placement.copies
             )
         self._model.train()
-        batches = self._batches()
-        learnt = [int(batch.learnt.sum()) for batch in batches]
-        total, in_pieces = max(1, int(ranks.total(sum(learnt)))), ranks.size * len(batches) > 1
-        value = 0.0
-        for batch, count in zip(batches, learnt, strict=True):
-            share = count / total
-            loss = self._placement.loss(batch, smoothing=self._config.label_smoothing)
+        pieces = self._pieces()
+        learnt = [int(piece.batch.learnt.sum()) for piece in pieces]
+        weighed = [piece.weight * count for piece, count in zip(pieces, learnt, strict=True)]
+        total, in_pieces = ranks.total(sum(weighed)) or 1, ranks.size * len(pieces) > 1
+        value, told = 0.0, TaskLosses(self._loader)
+        for piece, count, weight in zip(pieces, learnt, weighed, strict=True):
+            share = weight / total
+            loss = self._loss(piece.batch)
             value += share * loss.item() if share else 0.0
             if not math.isfinite(value) and not self._placement.in_step:
                 break
+            told.add(piece.task, loss.item(), count)
             left = self._placement.learn(loss, share)
             if in_pieces:
                 self._optimizer.gather(left)
         value = ranks.total(value)
         if in_pieces and math.isfinite(value):
             self._optimizer.add_up()
-        return value
+        return value, told.means(ranks)
 
-    def _batches(self) -> list[Batch]:
+    def _pieces(self) -> list[Piece]:
         """This rank's part of the next batch, in the pieces that are in memory at once."""
         first, rows = self._ranks.part(*self._rows, copies=self._placement.copies)
-        at_once, end = self._config.micro_batch_rows, first + rows
-        return [
-            self._loader.rows(start, min(at_once, end - start))
-            for start in range(first, end, at_once)
-        ]
+        return cut_rows(self._loader, first, rows, at_once=self._config.micro_batch_rows)
 
     @property
     def _rows(self) -> tuple[int, int]:
@@ -271,8 +301,8 @@ class _Run:
         where = f"{trouble} at step {step}"
         origin = f"documents {', '.join(map(str, self._loader.documents(*self._rows)[:8]))}"
         found: Iterable[str | None] = (
-            find_unsound(self._model, partial(self._placement.loss, batch), self._placement.own)
-            for batch in self._batches()
+            find_unsound(self._model, partial(self._loss, piece.batch), self._placement.own)
+            for piece in self._pieces()
         )
         if self._placement.in_step:
             found = list(found)

@@ -1,11 +1,15 @@
-"""Cross-entropy over a large vocabulary without ever holding all logits.
+"""Losses over a large vocabulary without ever holding all logits.
 
-Takes: hidden states [N, D], the output matrix [V, D], targets [N]. Gives: the mean loss in nats;
-the gradients are made in the same pass, chunk by chunk, while the logits are still in the cache.
+Takes: hidden states [N, D], the output matrix [V, D], targets [N]; with a teacher its hidden states
+as well. Gives: the mean loss in nats; the gradients are made in the same pass, chunk by chunk,
+while the logits are still in the cache.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,11 +25,32 @@ GROUP_ELEMENTS = 1 << 24
 """Gradients of logits held at once: the matrix's gradient is summed up once a group of chunks."""
 
 
-class _ChunkedCrossEntropy(Function):
+Differentiate = Callable[[Tensor, slice, Tensor], Tensor]
+"""Summed loss (fp32) of the logits [n, V] of a slice of the states; writes its gradient to [n, V].
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What a teacher says of the states of a batch, and how much that counts."""
+
+    states: Tensor
+    """Its own hidden states [N, D'], without a gradient."""
+    project: Callable[[Tensor], Tensor]
+    """Its logits [n, V'] of n of them."""
+    share: float
+    """Weight of the divergence from it; the targets have the rest."""
+    temperature: float
+    """What both models' logits are divided by before they are compared."""
+
+    def pick(self, index: Tensor) -> Lesson:
+        """Of some of the states alone."""
+        return replace(self, states=self.states[index])
+
+
+class _ChunkedLoss(Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, differentiate: Differentiate) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         learns = ctx.needs_input_grad[1]  # a frozen matrix's share is a third of the work here
@@ -38,9 +63,7 @@ class _ChunkedCrossEntropy(Function):
             for start in range(first, last, size):
                 part = slice(start, min(start + size, last))
                 grad = grads[part.start - first : part.stop - first]
-                total += _differentiate(
-                    hidden[part] @ weight.t(), targets[part, None], grad, smoothing
-                )
+                total += differentiate(hidden[part] @ weight.t(), part, grad)
                 torch.mm(grad, weight, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight += grads[: last - first].t() @ hidden[first:last]
@@ -48,12 +71,12 @@ class _ChunkedCrossEntropy(Function):
         return total / max(1, len(hidden))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0] / max(1, len(grad_hidden))
         if grad_weight is not None:
             grad_weight = (grad_weight * scale).to(grad_hidden.dtype)
-        return grad_hidden * scale, grad_weight, None, None
+        return grad_hidden * scale, grad_weight, None
 
 
 def _differentiate(logits: Tensor, wanted: Tensor, grad: Tensor, smoothing: float) -> Tensor:
@@ -74,33 +97,91 @@ def _differentiate(logits: Tensor, wanted: Tensor, grad: Tensor, smoothing: floa
     return loss
 
 
+def _follow(logits: Tensor, part: slice, grad: Tensor, lesson: Lesson) -> Tensor:
+    """Summed divergence (fp32) of logits [n, V]; mixes its gradient into that of the targets.
+
+    With p and q the student's and the teacher's chances at the temperature T, the gradient of
+    T² · KL by the student's logits is T · (p - q).
+    """
+    said, given = _soften(logits, lesson.states[part], lesson)
+    apart = _diverge(said, given, lesson)
+    mixed = said.exp_().sub_(given).mul_(lesson.share * lesson.temperature)
+    grad.copy_(mixed.add_(grad, alpha=1 - lesson.share))
+    return apart
+
+
+def _soften(logits: Tensor, states: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
+    """The student's log-chances and the teacher's chances, fp32 [n, V], at the temperature.
+
+    An id that only one of both models has is never said by the teacher.
+    """
+    taught = lesson.project(states)
+    more = logits.shape[1] - taught.shape[1]
+    taught = F.pad(taught, (0, more), value=-math.inf) if more else taught
+    said = torch.log_softmax(logits.float() / lesson.temperature, dim=-1)
+    return said, torch.softmax(taught.float() / lesson.temperature, dim=-1)
+
+
+def _diverge(said: Tensor, given: Tensor, lesson: Lesson) -> Tensor:
+    """Summed T² · KL(teacher ‖ student)."""
+    apart: Tensor = torch.special.xlogy(given, given).sum() - (given * said).sum()
+    return apart * lesson.temperature**2
+
+
 def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, smoothing: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    smoothing: float = 0.0,
+    lesson: Lesson | None = None,
 ) -> Tensor:
     """Mean cross-entropy in nats (fp32 scalar) of hidden [N, D] · weight [V, D]ᵀ against [N].
 
     `smoothing` is the share of each target that is spread over the vocabulary (Szegedy et al. 2015,
     section 7). Of no targets the loss is 0: a batch of fine-tuning may hold no answer. A target
     whose probability is less than fp32 can hold counts as 85 nats; its gradient is exact.
+
+    With a `lesson` of share s and temperature T the loss is (1 - s) · cross-entropy + s · T² ·
+    KL(teacher ‖ student), both softened by T (Hinton et al. 2015, section 2). The logits of both
+    models exist a chunk at a time.
     """
-    result: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, smoothing)  # type: ignore[no-untyped-call]
+
+    def differentiate(logits: Tensor, part: slice, grad: Tensor) -> Tensor:
+        loss = _differentiate(logits, targets[part, None], grad, smoothing)
+        if lesson is None:
+            return loss
+        apart = _follow(logits, part, grad, lesson)
+        return (1 - lesson.share) * loss + lesson.share * apart
+
+    result: Tensor = _ChunkedLoss.apply(hidden, weight, differentiate)  # type: ignore[no-untyped-call]
     return result
 
 
 def head_loss(
-    model: Transformer, hidden: Tensor, targets: Tensor, *, smoothing: float = 0.0
+    model: Transformer,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    smoothing: float = 0.0,
+    lesson: Lesson | None = None,
 ) -> Tensor:
     """Mean cross-entropy in nats (fp32 scalar) of a model's hidden [N, D] against [N].
 
-    `smoothing` as in `chunked_cross_entropy`. A head that is more than one matrix holds all logits
-    at once.
+    `smoothing` and `lesson` as in `chunked_cross_entropy`. A head that is more than one matrix
+    holds all logits at once.
     """
     head = model.head
     after = model.config.logit_scale, model.config.logit_cap
     is_matrix = model.transform is None and after == (1.0, None)
     if head is not None and head.bias is None and is_matrix:
-        return chunked_cross_entropy(hidden, head.weight, targets, smoothing=smoothing)
-    total = F.cross_entropy(
-        model.project(hidden).float(), targets, reduction="sum", label_smoothing=smoothing
-    )
+        return chunked_cross_entropy(
+            hidden, head.weight, targets, smoothing=smoothing, lesson=lesson
+        )
+    logits = model.project(hidden).float()
+    total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    if lesson is not None:
+        said, given = _soften(logits, lesson.states, lesson)
+        apart = _diverge(said, given, lesson)
+        total = (1 - lesson.share) * total + lesson.share * apart
     return total / max(1, len(targets))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lmloop.errors import TrainingError
-from lmloop.learning import TrainConfig
+from lmloop.learning import PretrainConfig, TrainConfig
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.loader import Batch
-from lmloop.training.batch import batch_loss
+from lmloop.training.batch import Teach, batch_loss
 from lmloop.training.compact import CompactMuon
 from lmloop.training.muon import Muon, Part
 from lmloop.training.ranks import Ranks
@@ -34,9 +34,9 @@ class Whole:
     def __init__(self, model: Transformer, ranks: Ranks) -> None:
         self.model, self._ranks = model, ranks
 
-    def loss(self, batch: Batch, *, smoothing: float = 0.0) -> Tensor:
+    def loss(self, batch: Batch, *, smoothing: float = 0.0, teach: Teach | None = None) -> Tensor:
         """Nats a learnt target of this rank's part of a batch."""
-        return batch_loss(self.model, batch, smoothing=smoothing)
+        return batch_loss(self.model, batch, smoothing=smoothing, teach=teach)
 
     def learn(self, loss: Tensor, share: float) -> float:
         """Leave gradients with the model; gives the share of the batch that they still lack."""
@@ -100,6 +100,11 @@ def place(model: Transformer, config: TrainConfig, ranks: Ranks) -> Whole:
         raise TrainingError(
             "sharding and tensor_parallel deal out the optimizer's state as it is: leave out "
             f"{'state_bits = 8' if config.state_bits == 8 else 'offload'}"
+        )
+    if isinstance(config, PretrainConfig) and config.tasks:
+        raise TrainingError(
+            "sharding and tensor_parallel need as many pieces of a batch on each rank, and tasks "
+            "have each their own: take one out"
         )
     from lmloop.training.parallel import ManyRanks
     from lmloop.training.sharding import Sharded

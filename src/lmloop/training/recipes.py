@@ -7,17 +7,17 @@ transformers opens, with the run's journal beside the weights.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from lmloop.errors import CorpusError, TrainingError
 from lmloop.inference.load import load
-from lmloop.learning import PretrainConfig, TrainConfig
+from lmloop.learning import PretrainConfig, TaughtConfig, TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
 from lmloop.model.hardware import best_device, free_memory, settle_dtype
@@ -32,21 +32,17 @@ from lmloop.tokens.mixture import Loader, MixedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.tokens.vector_files import load_vectors
-from lmloop.training.adapting import adapt, fold
-from lmloop.training.batch import mean_loss
+from lmloop.training.adapting import adapt, fold, held_bytes
 from lmloop.training.embeddings import initialise_embedding
+from lmloop.training.figures import Validate, open_figure, open_measure
 from lmloop.training.journal import read_micro_batch
 from lmloop.training.loop import JOURNAL, train
 from lmloop.training.memory import choose_micro_batch
 from lmloop.training.ranks import ALONE, Ranks
 from lmloop.training.shape import model_config
+from lmloop.training.tasks import REHEARSAL, open_tasks
+from lmloop.training.teacher import open_teacher
 from lmloop.weights.checkpoint import load_model, save_model
-
-Validate = Callable[[Transformer], float]
-REHEARSAL = "rehearsal"
-"""Folder within the shards, of the shards of other text that is not to be forgotten."""
-VALIDATION_TOKENS = 32_768
-"""Validation tokens that an objective's own loss is measured on."""
 
 
 def pretrain(
@@ -61,22 +57,29 @@ def pretrain(
     clock: Callable[[], float],
     progress: Progress,
     base: Path | None = None,
+    teacher: Path | None = None,
     ranks: Ranks = ALONE,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Train a new model on everything; write a checkpoint into `folder`, give its counts.
 
-    With a `base`, whose tokenizer the shards must have, that model goes on learning instead. `run`
-    holds snapshots and journal: a run that was killed goes on from there. `validate` gives
-    bits per byte; where the objective makes no model of next tokens, its own loss on the
-    validation split stands instead; `watch` is told each line of the journal. Raises
-    `TokenizerError` for a special token that is missing, `ArtifactError` and `TrainingError` for
-    word vectors or a base that cannot be read or do not fit.
+    With a `base`, whose tokenizer the shards must have, that model goes on learning instead; a
+    `teacher`, the checkpoint that the recipe names, must have that tokenizer as well. `run` holds
+    snapshots and journal: a run that was killed goes on from there. `validate` gives bits per byte;
+    where the objective makes no model of next tokens, its own loss on the validation split stands
+    instead; `watch` is told each line of the journal. Raises `TokenizerError` for a special token
+    that is missing, `ArtifactError` and `TrainingError` for word vectors, a base or a teacher that
+    cannot be read or do not fit.
     """
     tokenizer = Tokenizer.open(shards)
-    arrangement = make_arrangement(config, tokenizer)
-    if arrangement is not None and not config.is_scored_in_bytes:
-        validate = _validate_objective(arrangement, config, shards, seed=seed)
+    arrangements = {
+        name: make_arrangement(part, tokenizer) for name, part in config.by_task.items()
+    }
+    if not config.is_scored_in_bytes:
+        first = next(iter(arrangements.values()))
+        validate = open_measure(
+            "loss", config, shards, seed=seed, answers_only=False, arrangement=first
+        )
     given = {}
     if base is not None:
         model = _open_base(base, shape, vocab_size=tokenizer.vocab_size)
@@ -102,8 +105,9 @@ def pretrain(
         clock=clock,
         progress=progress,
         name="pretrain",
+        teacher=teacher,
         watch=watch,
-        arrangement=arrangement,
+        arrangements=arrangements,
         is_scored_in_bytes=config.is_scored_in_bytes,
         ranks=ranks,
     )
@@ -131,24 +135,6 @@ def _open_base(base: Path, shape: ModelSection, *, vocab_size: int) -> Transform
     return model
 
 
-def _validate_objective(
-    arrangement: Arrangement, config: PretrainConfig, shards: Path, *, seed: int
-) -> Validate:
-    """The objective's own loss on the same rows of the validation split each time."""
-    split = Shards.open(shards, "validation")
-    loader = PackedLoader(
-        split,
-        row_tokens=config.row_tokens,
-        document_id=arrangement.document_id,
-        answers_only=False,
-        seed=seed,
-        arrangement=arrangement.shorten(split.num_tokens),
-    )
-    rows = min(loader.rows_per_epoch, max(1, VALIDATION_TOKENS // config.row_tokens))
-    at_once = config.batch_tokens // config.row_tokens
-    return partial(mean_loss, loader=loader, rows=rows, rows_at_once=at_once)
-
-
 def finetune(
     config: TrainConfig,
     *,
@@ -162,6 +148,7 @@ def finetune(
     progress: Progress,
     name: str = "finetune",
     freeze_embedding: bool = False,
+    teacher: Path | None = None,
     ranks: Ranks = ALONE,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
@@ -190,6 +177,7 @@ def finetune(
         clock=clock,
         progress=progress,
         name=name,
+        teacher=teacher,
         ranks=ranks,
         watch=watch,
     )
@@ -209,7 +197,8 @@ def _make_checkpoint(
     progress: Progress,
     name: str,
     watch: Watch,
-    arrangement: Arrangement | None = None,
+    teacher: Path | None,
+    arrangements: Mapping[str, Arrangement | None] = MappingProxyType({"": None}),
     is_scored_in_bytes: bool = True,
     ranks: Ranks,
 ) -> dict[str, Any]:
@@ -218,23 +207,20 @@ def _make_checkpoint(
     Only the first rank writes; the others give no counts.
     """
     tokenizer = Tokenizer.open(shards)
-    open_loader = partial(
-        PackedLoader,
-        row_tokens=config.row_tokens,
-        document_id=tokenizer.document_id,
+    loader = _open_loader(
+        config,
+        shards,
+        arrangements,
+        tokenizer=tokenizer,
         answers_only=answers_only,
         seed=order_seed,
-        arrangement=arrangement,
     )
-    own = open_loader(Shards.open(shards, "train"))
-    loader: Loader = own
-    if isinstance(config, PretrainConfig) and (shards / REHEARSAL).is_dir():
-        rehearsed = open_loader(Shards.open(shards / REHEARSAL, "train"))
-        loader = MixedLoader(own=own, rehearsed=rehearsed, share=config.rehearsal_share)
-    dtype = settle_dtype(config.precision)
-    model.to(device=best_device(), dtype=dtype)
+    model.to(device=best_device(), dtype=settle_dtype(config.precision))
+    teach = None
+    if teacher is not None and isinstance(config, TaughtConfig):
+        teach = open_teacher(teacher, config, model.config, tokenizer=tokenizer).teach
     bank = adapt(model, config, seed=order_seed)
-    source_tokens = 0 if arrangement is None else arrangement.source_tokens
+    source_tokens = max(0 if each is None else each.source_tokens for each in arrangements.values())
     config = _settle_micro_batch(
         config,
         model.config,
@@ -242,6 +228,13 @@ def _make_checkpoint(
         source_tokens=source_tokens,
         progress=progress,
         ranks=ranks,
+    )
+    figure = open_figure(
+        config,
+        shards,
+        seed=order_seed,
+        answers_only=answers_only,
+        arrangement=next(iter(arrangements.values())),
     )
     _require_room(model, run)
     run.mkdir(parents=True, exist_ok=True)
@@ -257,8 +250,11 @@ def _make_checkpoint(
         is_scored_in_bytes=is_scored_in_bytes,
         ranks=ranks,
         watch=watch,
+        teach=teach,
+        figure=figure,
     )
     learnt = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    held = held_bytes(model)
     if not ranks.is_first:
         return {}
     model.cpu()
@@ -271,9 +267,41 @@ def _make_checkpoint(
     return told | {
         "parameters": count_parameters(model.config),
         "learnt_parameters": learnt,
+        "weight_bytes": held,
         "ranks": ranks.size,
         "precision": str(model.embedding.weight.dtype).removeprefix("torch."),
     }
+
+
+def _open_loader(
+    config: TrainConfig,
+    shards: Path,
+    arrangements: Mapping[str, Arrangement | None],
+    *,
+    tokenizer: Tokenizer,
+    answers_only: bool,
+    seed: int,
+) -> Loader:
+    """The rows of a run: of one objective, with text to rehearse if there is any, or of tasks."""
+
+    def open_one(split: Shards, arrangement: Arrangement | None, seed: int) -> PackedLoader:
+        return PackedLoader(
+            split,
+            row_tokens=config.row_tokens,
+            document_id=tokenizer.document_id,
+            answers_only=answers_only,
+            seed=seed,
+            arrangement=arrangement,
+        )
+
+    if isinstance(config, PretrainConfig) and config.tasks:
+        return open_tasks(config, shards, arrangements, seed=seed, open_loader=open_one)
+    (arrangement,) = arrangements.values()
+    own = open_one(Shards.open(shards, "train"), arrangement, seed)
+    if not isinstance(config, PretrainConfig) or not (shards / REHEARSAL).is_dir():
+        return own
+    rehearsed = open_one(Shards.open(shards / REHEARSAL, "train"), arrangement, seed)
+    return MixedLoader(own=own, rehearsed=rehearsed, share=config.rehearsal_share)
 
 
 def _settle_micro_batch(

@@ -22,7 +22,7 @@ from lmloop.learning import TrainConfig
 from lmloop.model.names import fused_rows
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.loader import Batch
-from lmloop.training.batch import batch_loss
+from lmloop.training.batch import Teach, batch_loss
 from lmloop.training.muon import Muon, Part
 from lmloop.training.parallel import ManyRanks
 from lmloop.training.pieces import Grid, Piece, Spread
@@ -60,11 +60,11 @@ class Sharded(Whole):
             split_tensors(self.model, self._tensor_mesh)
         _shard(self._step, mesh["data"])
 
-    def loss(self, batch: Batch, *, smoothing: float = 0.0) -> Tensor:
+    def loss(self, batch: Batch, *, smoothing: float = 0.0, teach: Teach | None = None) -> Tensor:
         """See `Whole`; all ranks bring the blocks' weights together on the way."""
 
         def work() -> Tensor:
-            loss: Tensor = self._step(batch, smoothing)
+            loss: Tensor = self._step(batch, smoothing, teach)
             return loss
 
         return self._ranks.together(work)
@@ -264,9 +264,9 @@ class _Step(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, smoothing: float) -> Tensor:
-        """See `batch_loss`."""
-        return batch_loss(self.model, batch, smoothing=smoothing)
+    def forward(self, batch: Batch, smoothing: float, teach: Teach | None) -> Tensor:
+        """See `batch_loss`; a teacher is whole on each rank."""
+        return batch_loss(self.model, batch, smoothing=smoothing, teach=teach)
 
 
 def _make_grid(size: int, ways: int) -> Grid:

@@ -13,7 +13,8 @@ from typing import Any
 from lmloop.errors import UpdateError
 from lmloop.progress import Progress, Watch, unwatched
 from lmloop.tokens.shards import Shards
-from lmloop.training.recipes import Validate, finetune
+from lmloop.training.figures import Validate
+from lmloop.training.recipes import finetune
 from lmloop.updating.mixture import SPLIT
 from lmloop.upkeep import UpdateConfig
 from lmloop.weights.checkpoint import load_config

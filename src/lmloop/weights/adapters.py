@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from lmloop.errors import ArtifactError
 from lmloop.model.names import fused_rows
+from lmloop.model.nf4 import Nf4Linear, expand_from_nf4
 from lmloop.model.quantized import Int8Linear, quantize_rows
 from lmloop.model.transformer import Transformer
 from lmloop.weights.families import family_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 ALL_LINEAR = "all-linear"
-Linear = nn.Linear | Int8Linear
+Linear = nn.Linear | Int8Linear | Nf4Linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +171,11 @@ class AdapterBank:
             parameter.requires_grad_(True)
 
     def merge(self, number: int = 0) -> None:
-        """Fold one adapter into the model's weights, and detach all."""
+        """Fold one adapter into the model's weights, and detach all.
+
+        Weights of 4 bits become dense first, as what they stand for.
+        """
+        expand_from_nf4(self.model, dtype=self.model.embedding.weight.dtype)
         linears = linears_of(self.model)
         for path, pairs in self.adapters[number].pairs.items():
             for pair in pairs.values():
@@ -225,6 +230,8 @@ def _fits(name: str, target: str) -> bool:
 
 
 def _dense(layer: Linear, rows: slice) -> Float[Tensor, "O I"]:
+    if isinstance(layer, Nf4Linear):
+        return layer.dense(rows)
     exact = torch.promote_types(layer.weight.dtype, torch.float32)
     weight = layer.weight[rows].detach().to(exact)
     return weight * layer.scale[rows, None] if isinstance(layer, Int8Linear) else weight
