@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from lmloop import care, pipeline
 from lmloop.config import build_recipe
@@ -330,6 +331,35 @@ def test_a_disk_that_fills_up_is_told_and_leaves_no_part(house: House) -> None:
     with pytest.raises(DiskFullError, match="no space is left"):
         house.walk()
     assert [name.split("-")[0] for name in house.artifacts()] == ["prepare"]
+
+
+def full_database(*arguments: object) -> None:
+    raise sa.exc.OperationalError("INSERT", {}, Exception("database or disk is full"))
+
+
+def test_a_database_without_room_costs_a_row_of_the_index_and_no_work(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "index_artifact", full_database)
+        made = house.walk(until="prepare")
+    assert "database or disk is full" in house.said[0]
+    assert "`lmloop reindex` will" in house.said[0]
+    made.artifacts["prepare"].verify()
+    house.walk()
+    assert house.worked == ALL[1:]
+
+
+def test_a_database_without_room_for_the_live_model_is_told_in_one_line(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Registry, "set_live", full_database)
+        with pytest.raises(DiskFullError, match="no space is left for .*database or disk is full"):
+            house.walk()
+    house.walk()
+    assert house.worked == []
+    assert house.live()
 
 
 def test_an_input_with_a_flipped_byte_is_refused_before_any_work(house: House) -> None:

@@ -140,6 +140,20 @@ def test_word_vectors_that_are_missing_are_told_in_one_line(store: ArtifactStore
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_journal_to_repeat_is_known_by_its_content(
+    tmp_path: Path, store: ArtifactStore, stage: str
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    recipe = make_recipe(**{f"{stage}__replay": str(path)})
+    with pytest.raises(SourceError, match=rf"{stage}\.replay = .* is no file: name the journal"):
+        STAGES[stage].sources(recipe, store)
+    path.write_text('{"step": 1, "share": 0.0}\n')
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    expected = {"kind": "raw", "source": "journal.jsonl", "fingerprint": sha256}
+    assert STAGES[stage].sources(recipe, store) == [expected]
+
+
 def test_training_is_measured_in_bits_per_byte_of_the_validation_split(walked: Walked) -> None:
     from lmloop.config import load_recipe
     from lmloop.inference.load import load

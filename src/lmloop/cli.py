@@ -41,6 +41,7 @@ from lmloop.options import (
     choose_vector_options,
     parse_overrides,
 )
+from lmloop.store.disk import FULL
 from lmloop.verbs import add_verbs
 
 INTERRUPTED = 130
@@ -383,7 +384,7 @@ def main() -> None:
     except LmloopError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (*FULL, errno.EROFS, errno.EACCES):
             raise
         _fail(f"{error.strerror}: {error.filename or 'while writing'}", UsageError.exit_code)
     except (KeyboardInterrupt, SystemExit) as ending:

@@ -184,6 +184,11 @@ class TrainConfig(Section):
         at_once = self.micro_batch_tokens
         return (at_once if isinstance(at_once, int) else self.batch_tokens) // self.row_tokens
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether each of many ranks has a part of the model only."""
+        return self.sharding == "full" or self.tensor_parallel > 1
+
 
 class TaughtConfig(TrainConfig):
     """Training in which another model may have a word."""

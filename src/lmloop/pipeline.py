@@ -25,6 +25,7 @@ from lmloop.recipe import Recipe
 from lmloop.stages import STAGES, Inputs, Stage, Workshop, find_base, find_vectors
 from lmloop.store.artifact import Artifact, artifact_key, open_artifact
 from lmloop.store.database import database_url, open_database
+from lmloop.store.disk import refuse_full_disk
 from lmloop.store.lineage import walk_back
 from lmloop.store.registry import Registry, index_artifact, mirror_folder
 from lmloop.store.runs import RunLog
@@ -84,7 +85,7 @@ def walk(
         )
         if until != "prepare":
             find_base(recipe, shop.store)
-        with shop.store.use():
+        with shop.store.use(), refuse_full_disk(home):
             return _walk(shop, until)
 
 
@@ -240,7 +241,7 @@ def _make(
     # What a run kept for resuming is of no more use now that its result is safe. Where a kill
     # comes in between, the next look at the finished artifact removes it.
     shutil.rmtree(run, ignore_errors=True)
-    _index(shop.home, made)
+    _index(shop, made)
     shop.progress.say(f"{stage.name}: made {made} in {counts['stage_seconds']} s")
     shop.ranks.agree(_MADE)
     return made
@@ -270,10 +271,17 @@ def _origin(artifact: Artifact) -> dict[str, str]:
     return {"kind": artifact.kind, "fingerprint": artifact.fingerprint}
 
 
-def _index(home: Path, artifact: Artifact) -> None:
-    database = open_home(home)
+def _index(shop: Workshop, artifact: Artifact) -> None:
+    """Enter an artifact into the index; it is whole without that, and its manifest the truth."""
+    database = open_home(shop.home)
     try:
         index_artifact(database, artifact)
+    except sa.exc.DBAPIError as error:
+        reason = " ".join(str(error.orig).split())
+        shop.progress.say(
+            f"{artifact.stage}: made, but the database does not take it into its index ({reason}): "
+            "`lmloop reindex` will, once that is mended"
+        )
     finally:
         database.dispose()
 

@@ -117,16 +117,26 @@ def _trace_base(recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
 
 
 def _trace_beginning(recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
-    path, teachers = find_vectors(recipe), _trace_teacher(recipe.pretrain, store)
-    if path is None:
-        return _trace_base(recipe, store) + teachers
+    path = find_vectors(recipe)
+    begun = _trace_base(recipe, store) if path is None else [_trace_file(path)]
+    return [*begun, *_trace_learning("pretrain", recipe, store)]
+
+
+def _trace_learning(stage: str, recipe: Recipe, store: ArtifactStore) -> list[dict[str, str]]:
+    """The teacher that a stage has, and the journal that it repeats: others make another run."""
+    section: TaughtConfig = getattr(recipe, stage)
+    teacher, replay = find_teacher(section, store), section.replay
+    if replay is not None and not Path(replay).is_file():
+        raise SourceError(
+            f"{stage}.replay = {replay!r} is no file: name the journal.jsonl of an earlier run"
+        )
+    repeated = [] if replay is None else [_trace_file(Path(replay))]
+    return repeated if teacher is None else [teacher.origin, *repeated]
+
+
+def _trace_file(path: Path) -> dict[str, str]:
     name = path.name if path.is_absolute() else str(path)
-    return [{"kind": "raw", "source": name, "fingerprint": hash_file(path)}, *teachers]
-
-
-def _trace_teacher(section: TaughtConfig, store: ArtifactStore) -> list[dict[str, str]]:
-    teacher = find_teacher(section, store)
-    return [] if teacher is None else [teacher.origin]
+    return {"kind": "raw", "source": name, "fingerprint": hash_file(path)}
 
 
 def find_teacher(section: TaughtConfig, store: ArtifactStore) -> Base | None:
@@ -356,7 +366,7 @@ STAGES: Mapping[str, Stage] = {
             needs=("pretrain", "tokenize"),
             sections=("finetune", "seed"),
             work=_finetune,
-            raw=lambda recipe, store: _trace_teacher(recipe.finetune, store),
+            raw=partial(_trace_learning, "finetune"),
             trains=True,
         ),
         Stage(

@@ -108,3 +108,10 @@ def test_a_model_is_known_by_the_name_it_lives_under_its_fingerprint_or_where_it
     assert find_model(str(folder), store) == find_base(str(folder), store)
     with pytest.raises(SourceError, match=r"did you mean smollm2-135m-instruct\?"):
         find_model("smollm2-135m", store)
+
+
+def test_a_file_that_is_no_model_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("hello")
+    with pytest.raises(SourceError, match="is no model: name a folder"):
+        find_base(str(path), store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,34 @@ def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
         Shards.open(tmp_path, "test")
     with pytest.raises(ArtifactError, match=INDEX):
         Shards.open(tmp_path / "nowhere", "train")
+
+
+@pytest.mark.parametrize("suffix", [".tokens", ".answers"])
+@pytest.mark.parametrize("change", ["deleted", "cut off", "written", "longer"])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, suffix: str, change: str
+) -> None:
+    write(tmp_path)
+    split = Shards.open(tmp_path, "train")
+    path = tmp_path / f"train-00000{suffix}"
+    whole = path.read_bytes()
+    if change == "deleted":
+        path.unlink()
+    elif change == "cut off":
+        os.truncate(path, 0)
+    else:
+        path.write_bytes(whole[:-1] + b"x" * (1 + (change == "longer")))
+        os.utime(path, ns=(0, 0))
+    read = split.read if suffix == ".tokens" else split.read_answers
+    with pytest.raises(ArtifactError, match="changed while it was read: run the same command"):
+        read(0, 3)
+
+
+def test_a_file_that_is_not_asked_for_may_be_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_TOKENS", 5)
+    write(tmp_path)
+    split = Shards.open(tmp_path, "train")
+    (tmp_path / "train-00001.tokens").unlink()
+    assert split.document(0).tolist() == DOCUMENTS[0]

@@ -9,7 +9,13 @@ import pytest
 
 from lmloop.errors import TrainingError
 from lmloop.learning import PretrainConfig
-from lmloop.training.budget import ClockBudget, ReplayBudget, StepBudget, make_budget
+from lmloop.training.budget import (
+    ClockBudget,
+    ReplayBudget,
+    StepBudget,
+    make_budget,
+    require_steps,
+)
 
 
 class Clock:
@@ -96,3 +102,22 @@ def test_the_clocks_seconds_are_those_of_the_recipe() -> None:
     budget = make_budget(PretrainConfig(budget="2m"), clock=clock, before=0.0)
     clock.now += 30
     assert budget.share(0) == 0.25
+
+
+@pytest.mark.parametrize("share", [float("nan"), 1.0, -0.1])
+def test_a_journal_with_shares_that_are_none_is_not_replayed(tmp_path: Path, share: float) -> None:
+    journal = write_journal(tmp_path / "journal.jsonl", [0.0, share])
+    with pytest.raises(TrainingError, match="cannot be replayed: a share .* not from 0 to 1"):
+        ReplayBudget(journal, clock=Clock(), before=0.0)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_clock_that_was_over_before_anything_was_learnt_is_refused(steps: int) -> None:
+    with pytest.raises(TrainingError, match=f"budget = '1s' was over after {steps} of .*batch_tok"):
+        require_steps(PretrainConfig(budget="1s"), steps)
+
+
+def test_few_steps_that_were_asked_for_are_no_mistake() -> None:
+    require_steps(PretrainConfig(steps=1), 1)
+    require_steps(PretrainConfig(replay="journal.jsonl"), 1)
+    require_steps(PretrainConfig(budget="1s"), 2)

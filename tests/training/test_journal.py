@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lmloop.training.journal import Journal, NoJournal, read_micro_batch
+from lmloop.errors import DivergedError, TrainingError
+from lmloop.training.journal import Journal, NoJournal, final_loss, read_micro_batch
 
 
 def write(path: Path, count: int) -> None:
@@ -112,3 +113,49 @@ def test_a_rank_that_keeps_no_journal_writes_none(
     assert journal.entries() == []
     journal.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("alien", [b"garbage \xff\xfe\n", b"[1, 2]\n", b'{"step": "2"}\n', b"7\n"])
+def test_alien_lines_are_dropped_and_told(tmp_path: Path, alien: bytes) -> None:
+    path, told = tmp_path / "journal.jsonl", list[str]()
+    write(path, 5)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], alien, *lines[2:]]))
+    journal = Journal(path, steps=4, tell=told.append)
+    assert [entry["step"] for entry in journal.entries()] == [1, 3, 4]
+    journal.append({"step": 5})
+    journal.close()
+    assert steps(path) == [1, 3, 4, 5]
+    assert len(told) == 1
+    assert told[0].startswith("journal.jsonl lacks 1 of 4 steps")
+
+
+def test_lines_are_kept_by_their_step_where_some_are_missing(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 4, 5, 6)))
+    Journal(path, steps=5).close()
+    assert steps(path) == [1, 4, 5]
+
+
+def test_a_whole_journal_is_not_talked_about(tmp_path: Path) -> None:
+    path, told = tmp_path / "journal.jsonl", list[str]()
+    write(path, 5)
+    Journal(path, steps=5, tell=told.append).close()
+    assert told == []
+
+
+def test_a_folder_in_the_place_of_a_journal_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="is a folder: remove it"):
+        Journal(tmp_path, steps=0)
+
+
+def test_the_final_loss_is_the_mean_of_the_last_tenth() -> None:
+    entries: list[dict[str, Any]] = [{"loss": float(step)} for step in range(20)]
+    assert final_loss(entries) == 18.5
+    assert final_loss([*entries, {"skipped": "x"}]) == 18.5
+    assert final_loss([]) == 0.0
+
+
+def test_where_every_step_was_left_out_there_is_no_final_loss() -> None:
+    with pytest.raises(DivergedError, match="all 2 batches were left out, .*: the loss is nan"):
+        final_loss([{"step": 1, "skipped": "x"}, {"step": 2, "skipped": "the loss is nan"}])

@@ -14,8 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from lmloop.errors import PrunedError, StoppedError, TrainingError
-from lmloop.training import snapshot
+from lmloop.errors import (
+    DiskFullError,
+    DivergedError,
+    PrunedError,
+    StoppedError,
+    TrainingError,
+)
+from lmloop.training import loop, snapshot
 from lmloop.training.schedule import rate_factor
 from lmloop.training.snapshot import load_snapshot
 
@@ -225,7 +231,7 @@ def test_a_disk_that_fills_up_during_a_save_costs_no_more_than_the_steps_since_t
         real(*arguments, **options)
 
     monkeypatch.setattr(snapshot, "save_file", full_the_second_time)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFullError, match="snapshot-00000008 .*No space left"):
         run.go()
     assert run.snapshots() == ["snapshot-00000004"]
     run.go()
@@ -462,7 +468,7 @@ def test_going_back_again_and_again_ends_the_run(make_run: MakeRun) -> None:
 
 def test_before_the_first_snapshot_there_is_nothing_to_go_back_to(make_run: MakeRun) -> None:
     run = make_run(config=make_config(on_unsound="rollback"))
-    with pytest.raises(TrainingError, match=r"documents \d.*; the last sound snapshot is in"):
+    with pytest.raises(TrainingError, match=r"documents \d.*; no snapshot was due yet"):
         run.go(before_step=poison_at(run, 2))
 
 
@@ -499,4 +505,57 @@ def test_sigterm_saves_and_the_same_run_goes_on_to_the_same_weights(make_run: Ma
     assert run.snapshots()[-1] == "snapshot-00000006"
     run.go()
     assert run.said.lines[0].startswith("resumed at step 6 ")
+    assert run.weights() == unbroken.weights()
+
+
+def test_batches_left_out_one_after_the_other_end_the_run(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MOST_LEFT_OUT", 3)
+    run = make_run(config=make_config(on_unsound="skip"))
+    with pytest.raises(DivergedError, match="step 8: .*3 batches before it were left out; the la"):
+        run.go(before_step=poison_at(run, 2, 3, 5, *range(6, 99)))
+    assert run.snapshots() == ["snapshot-00000004", "snapshot-00000008"]
+
+
+def test_a_run_whose_every_batch_was_left_out_is_no_result(make_run: MakeRun) -> None:
+    run = make_run(config=make_config(on_unsound="skip"))
+    with pytest.raises(DivergedError, match="all 10 batches were left out"):
+        run.go(before_step=poison_at(run, *range(99)))
+
+
+def test_a_stop_before_the_first_snapshot_does_not_point_to_one(make_run: MakeRun) -> None:
+    run = make_run()
+    with pytest.raises(DivergedError, match="at step 2: .*; no snapshot was due yet"):
+        run.go(before_step=poison_at(run, 2))
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [("0.05s", 0), ("0.15s", 1)])
+def test_a_budget_shorter_than_a_step_is_refused_and_keeps_nothing(
+    make_run: MakeRun, seconds: str, steps: int
+) -> None:
+    run = make_run(config=make_config(budget=seconds))
+    with pytest.raises(TrainingError, match=f"budget = '{seconds}' was over after {steps} of"):
+        run.go(clock=make_clock(0.1))
+    assert run.snapshots() == []
+
+
+def test_a_snapshot_of_another_optimizer_is_refused(make_run: MakeRun) -> None:
+    with pytest.raises(KilledError):
+        make_run(config=make_config(optimizer="adamw")).go(before_step=kill_at(6))
+    with pytest.raises(TrainingError, match="the snapshot of step 4 does not fit .*: delete"):
+        make_run(config=make_config(optimizer="muon")).go()
+
+
+def test_a_journal_that_lost_lines_is_told_and_costs_nothing_else(make_run: MakeRun) -> None:
+    unbroken = make_run("unbroken")
+    unbroken.go()
+    run = make_run("broken")
+    with pytest.raises(KilledError):
+        run.go(before_step=kill_at(6))
+    path = run.folder / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"alien \xff\n", *lines[2:]]))
+    run.go()
+    assert any("lacks 1 of 4 steps" in line for line in run.said.lines)
     assert run.weights() == unbroken.weights()

@@ -21,6 +21,7 @@ from lmloop.training.memory import (
     advise,
     choose_micro_batch,
     plan_memory,
+    require_memory,
     usable_bytes,
 )
 
@@ -187,3 +188,21 @@ def test_a_process_that_hands_freed_memory_back_holds_what_was_foretold(
     # that is 12 % of the peak, here 8 %.
     section = make_section(4096, 256, optimizer=optimizer, precision=precision)
     assert plan_memory(RESIDENT, section).peak == pytest.approx(int(done.stdout), rel=0.1)
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_to_change() -> None:
+    section = make_section(512)
+    peak = plan_memory(WIDE, section).peak
+    require_memory(WIDE, section, free=peak)
+    with pytest.raises(TrainingError, match=r"training needs .* are free: micro_batch_tokens = "):
+        require_memory(WIDE, section, free=peak - 1)
+
+
+def test_what_is_cut_by_itself_or_only_adapted_is_not_refused_for_its_batch() -> None:
+    section = make_section(512)
+    free = plan_memory(WIDE, section).peak - 1
+    require_memory(WIDE, section.model_copy(update={"micro_batch_tokens": "auto"}), free=free)
+    require_memory(WIDE, section.model_copy(update={"lora_rank": 2}), free=1)
+    with pytest.raises(TrainingError, match="are free: .*a model of"):
+        auto = section.model_copy(update={"micro_batch_tokens": "auto"})
+        require_memory(WIDE, auto, free=1000)

@@ -8,11 +8,12 @@ import pytest
 
 from lmloop.errors import RecipeError
 from lmloop.learning import FinetuneConfig, PretrainConfig
+from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters, training_flops_per_token
 from lmloop.sections import ModelSection
 from lmloop.training import plan as module
 from lmloop.training.calibrate import Speed
-from lmloop.training.memory import plan_memory
+from lmloop.training.memory import plan_memory, usable_bytes
 from lmloop.training.plan import Plan, Text, estimate_text, make_plan
 from lmloop.training.shape import model_config
 
@@ -132,3 +133,22 @@ def test_a_model_with_an_encoder_is_foretold_on_this_machine(
 def test_a_recipe_that_begins_with_an_open_model_is_not_foreseen() -> None:
     with pytest.raises(RecipeError, match="foresees new models only"):
         make_plan(ModelSection(base="theirs"), vocab_size=300, stages={}, text=estimate_text(1))
+
+
+def test_a_layer_too_large_to_be_tried_is_stood_for_by_a_narrower_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[ModelConfig] = []
+
+    def measure(config: ModelConfig, section: Any, **options: Any) -> Speed:
+        tried.append(config)
+        return Speed(token_seconds=0.001, update_seconds=0.1)
+
+    monkeypatch.setattr(module, "measure_speed", measure)
+    wide = SHAPE.model_copy(update={"hidden_size": 2**16, "intermediate_size": 2**18})
+    stages = {"pretrain": STAGES["pretrain"]}
+    text, free = estimate_text(34_000), 50_000_000
+    plan = make_plan(wide, vocab_size=300, stages=stages, text=text, free=free)
+    assert plan_memory(tried[0], STAGES["pretrain"]).peak <= usable_bytes(free)
+    assert 64 <= tried[0].hidden_size < 2**16
+    assert plan.stages[0].tokens_per_second < 1

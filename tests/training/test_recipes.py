@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import lmloop
-from lmloop.errors import CorpusError, TokenizerError, TrainingError
+from lmloop.errors import CorpusError, DiskFullError, TokenizerError, TrainingError
 from lmloop.inference.load import load
 from lmloop.learning import FinetuneConfig, PretrainConfig
 from lmloop.model.hardware import fast_dtype
@@ -26,6 +26,7 @@ from lmloop.sections import ModelSection, TokenizeConfig
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.mixture import MixedLoader
 from lmloop.tokens.tokenize import tokenize
+from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.tokens.vector_files import load_vectors, save_vectors
 from lmloop.tokens.vectors import WordVectors
 from lmloop.training import recipes
@@ -278,7 +279,7 @@ def test_a_disk_without_room_for_the_snapshots_is_told_before_the_first_step(
         free: int = 1000
 
     monkeypatch.setattr(recipes.shutil, "disk_usage", lambda path: asked.append(path) or Usage())
-    with pytest.raises(TrainingError, match=r"snapshots need .* and the disk has 0 MB free"):
+    with pytest.raises(DiskFullError, match=r"snapshots need .* and the disk of .* has 0\.0 MB"):
         run_pretrain(shards_folder, place)
     # The disk of the home, whether or not there has been a run in it before.
     assert asked == [place.run.parent if runs_exist else place.run.parent.parent]
@@ -648,3 +649,40 @@ def test_a_base_that_does_not_fit_is_refused_in_one_line(
     save_model(random_model(tiny_shape(head="none")), headless, stop_id=1, document_id=0)
     with pytest.raises(TrainingError, match="cannot go on learning next tokens"):
         run_pretrain(shards_folder, make_place("mute"), BASED, base=headless)
+
+
+def test_a_base_with_weights_that_are_no_numbers_is_refused(
+    shards_folder: Path, tokenizer: Tokenizer, make_place: Callable[[str], Place], tmp_path: Path
+) -> None:
+    folder = tmp_path / "torn"
+    folder.mkdir()
+    model = random_model(tiny_shape(vocab_size=tokenizer.vocab_size))
+    with torch.no_grad():
+        model.norm.weight[3] = float("nan")
+    tokenizer.save(folder)
+    save_model(model, folder, stop_id=tokenizer.stop_ids[0], document_id=tokenizer.document_id)
+    with pytest.raises(TrainingError, match="'torn' has weights that are no numbers, first in nor"):
+        run_pretrain(shards_folder, make_place("place"), BASED, base=folder)
+
+
+def test_a_model_too_large_for_the_memory_is_refused_before_it_is_made(
+    shards_folder: Path, make_place: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "free_memory", lambda: 1000)
+    monkeypatch.setattr(recipes, "Transformer", None)
+    place = make_place("place")
+    with pytest.raises(TrainingError, match=r"training needs .* MB and 0 MB are free: "):
+        run_pretrain(shards_folder, place)
+    assert not place.run.exists()
+
+
+def test_the_snapshots_of_a_resumed_run_count_as_room_for_them(
+    shards_folder: Path, make_place: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place("place")
+    (place.run / "snapshot-00000001").mkdir(parents=True)
+    with (place.run / "snapshot-00000001" / "state.safetensors").open("wb") as file:
+        file.truncate(1_000_000_000)
+    monkeypatch.setattr(recipes, "free_space", lambda path: 0)
+    counts = run_pretrain(shards_folder, place)
+    assert counts["steps"] > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from lmloop.errors import DiskFullError
 from lmloop.training import snapshot as module
 from lmloop.training.snapshot import Position, load_snapshot, save_snapshot
 
@@ -144,7 +147,7 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_snapshots_before(
     before = names(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(module, name, failure)
-        with pytest.raises((OSError, SafetensorError), match="No space left on device"):
+        with pytest.raises(DiskFullError, match="snapshot-00000003.*No space left on device"):
             save(tmp_path, 3)
     assert names(tmp_path) == before
     assert loaded_step(tmp_path) == 2
@@ -172,3 +175,63 @@ def test_every_file_is_on_the_disk_before_the_snapshot_has_its_name(
     until = synced.index("named")
     assert "state.safetensors" in synced[:until]
     assert any("seal.json" in name for name in synced[:until])
+
+
+def test_a_snapshot_of_another_run_is_passed_over(tmp_path: Path) -> None:
+    one, other, told = tmp_path / "one", tmp_path / "other", list[str]()
+    save(one, 1)
+    save(other, 2)
+    (other / "snapshot-00000002").rename(one / "snapshot-00000002")
+    assert loaded_step(one, told) == 1
+    assert told == [
+        "snapshot-00000002 is damaged and passed over: it is of another run, other",
+    ]
+
+
+def test_a_sealed_file_that_is_none_of_tensors_is_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    alien = b"garbage" * 100
+    (tmp_path / "snapshot-00000002" / "state.safetensors").write_bytes(alien)
+    seal = {"bytes": len(alien), "sha256": hashlib.sha256(alien).hexdigest()}
+    (tmp_path / "snapshot-00000002" / "seal.json").write_text(json.dumps(seal))
+    assert loaded_step(tmp_path) == 1
+
+
+def test_what_lies_there_by_other_names_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "snapshot-notes").write_text("mine")
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["snapshot-00000002", "snapshot-00000003", "snapshot-notes"]
+    assert loaded_step(tmp_path) == 3
+
+
+def test_a_link_in_the_place_of_a_snapshot_is_removed_and_not_what_it_points_to(
+    tmp_path: Path,
+) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    save(run, 1)
+    (run / "snapshot-00000001").rename(elsewhere)
+    (run / "snapshot-00000001").symlink_to(elsewhere)
+    for step in (2, 3):
+        save(run, step)
+    assert names(run) == ["snapshot-00000002", "snapshot-00000003"]
+    assert sorted(path.name for path in elsewhere.iterdir()) == sorted(FILES)
+
+
+def test_the_one_to_fall_back_on_is_the_last_that_was_sound(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    (tmp_path / "snapshot-00000002" / "seal.json").unlink()
+    state = Position(step=3, elapsed=0.301)
+    save_snapshot(tmp_path, state, tensors(3), before=loaded_step(tmp_path))
+    (tmp_path / "snapshot-00000003" / "seal.json").unlink()
+    assert loaded_step(tmp_path) == 1
+
+
+def test_a_damaged_snapshot_of_a_later_step_does_not_stay(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 9)
+    (tmp_path / "snapshot-00000009" / "seal.json").unlink()
+    save(tmp_path, 2)
+    assert names(tmp_path) == ["snapshot-00000001", "snapshot-00000002"]

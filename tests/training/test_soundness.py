@@ -21,7 +21,7 @@ def test_a_loss_that_is_no_finite_number_is_unsound(value: float) -> None:
 def test_a_spike_is_measured_by_the_median_of_the_last_losses() -> None:
     judge = Soundness(spike=2.0, before=[9.0] * 10 + [1.0] * (REMEMBERED - 1))
     assert judge.judge(1.9) is None
-    assert judge.judge(2.1) == "the loss is 2.100, 2.1 times the median of the last"
+    assert judge.judge(2.1) == "the loss is 2.100, 2.1 times the median of the last 50"
     assert judge.judge(2.1) is not None  # what is unsound is not remembered
     assert Soundness(spike=2.0, before=[1.0] * (REMEMBERED - 1)).judge(100.0) is None
     assert Soundness(spike=None, before=[1.0] * REMEMBERED).judge(100.0) is None

@@ -8,7 +8,6 @@ artifact or a whole one; what it left beside is swept by the next writer.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -20,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from lmloop.errors import ArtifactError, BusyError, DiskFullError, LmloopError
+from lmloop.errors import ArtifactError, BusyError
+from lmloop.store.disk import refuse_barred, refuse_full_disk
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -198,7 +198,7 @@ class ArtifactStore:
 
     @contextlib.contextmanager
     def _hold(self, name: str, *, stage: str) -> Iterator[None]:
-        with _refuse_full_disk(self.home), self.use(), self._flock(name) as stream:
+        with refuse_full_disk(self.home), self.use(), self._flock(name) as stream:
             if not _try_flock(stream, fcntl.LOCK_EX):
                 raise BusyError(
                     f"another process is running {stage} with the same settings in "
@@ -211,7 +211,9 @@ class ArtifactStore:
         """The open file of a lock; closing it gives the lock back."""
         folder = self.home / "locks"
         make_folder(folder)
-        with (folder / name).open("a") as stream:
+        with refuse_barred(f"lock {folder / name}"):
+            stream = (folder / name).open("a")
+        with stream:
             yield stream
 
     @contextlib.contextmanager
@@ -352,29 +354,8 @@ def _try_flock(stream: IO[str], operation: int) -> bool:
 
 def make_folder(path: Path) -> None:
     """Make a folder with its parents; raise `ArtifactError` where the place does not allow it."""
-    try:
+    with refuse_barred(f"folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise ArtifactError(
-            f"folder {path} cannot be made ({error.strerror}): choose another --home"
-        ) from error
-
-
-@contextlib.contextmanager
-def _refuse_full_disk(home: Path) -> Iterator[None]:
-    try:
-        yield
-    except LmloopError:
-        raise
-    except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        # Libraries written in Rust and C++ say so in words only.
-        if not full and os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise DiskFullError(
-            f"no space is left on the disk of {home}: free some or choose another --home; "
-            "what was there before is as it was"
-        ) from error
 
 
 def sync(path: Path) -> None:

@@ -30,14 +30,19 @@ class Base:
 def find_base(name: str, store: ArtifactStore) -> Base:
     """What `name` means: a folder or file that is there, else weights that were pulled.
 
-    Raises `SourceError` for an unknown name or a folder without files, `ArtifactError` with what to
-    do for weights that were not pulled yet.
+    Raises `SourceError` for an unknown name, a file of another kind or a folder without files,
+    `ArtifactError` with what to do for weights that were not pulled yet.
     """
     path = Path(name)
     if not path.exists():
         return _base_of(find_pulled(find_entry(name, read_catalogue()), store))
     if (path / MANIFEST).is_file():
         return _base_of(open_artifact(path))
+    if path.is_file() and path.suffix != ".gguf":
+        raise SourceError(
+            f"model.base = {name!r} is no model: name a folder with its config.json, or a .gguf "
+            "file"
+        )
     files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
     if not files:
         raise SourceError(f"model.base = {name!r} is an empty folder: name one with a model")

@@ -43,7 +43,10 @@ class ChatTemplate:
     def of(tokenizer: Tokenizer) -> ChatTemplate:
         """The template that a tokenizer carries; `TokenizerError` where it carries none."""
         if tokenizer.chat_template is None:
-            raise TokenizerError("this tokenizer has no chat template: it cannot chat")
+            raise TokenizerError(
+                "this tokenizer has no chat template: it cannot chat; take one that has, or write "
+                "chat_template into its tokenizer_config.json"
+            )
         return ChatTemplate(tokenizer.chat_template, tokenizer=tokenizer)
 
     @cached_property

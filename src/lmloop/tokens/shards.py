@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,8 +80,39 @@ class ShardWriter:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardFile:
+    """A file as it was when it was mapped."""
+
+    path: Path
+    stamp: tuple[int, int]
+    """Size in bytes, and when it was last written (nanoseconds since the epoch)."""
+
+    @staticmethod
+    def of(path: Path) -> ShardFile:
+        """The file as it is now; raises `OSError` where there is none."""
+        found = path.stat()
+        return ShardFile(path, (found.st_size, found.st_mtime_ns))
+
+    def check(self) -> None:
+        """Raise `ArtifactError` unless it is still the same."""
+        try:
+            if self == ShardFile.of(self.path):
+                return
+        except OSError:
+            pass
+        raise ArtifactError(
+            f"{self.path} changed while it was read: run the same command again, which compares it "
+            "with its hash and goes on from what is saved"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Shards:
-    """One split, read through memory maps as if it were one array."""
+    """One split, read through memory maps as if it were one array.
+
+    A file that changes meanwhile is refused: where it got shorter, reading its map would end the
+    process.
+    """
 
     tokens: list[NDArray[Any]]
     """Ids, an array a shard."""
@@ -89,6 +121,10 @@ class Shards:
     """Where each document starts in the whole split; one more entry holds the end."""
     document_bytes: NDArray[np.int64]
     """Raw UTF-8 bytes that each document was made of."""
+    token_files: tuple[ShardFile, ...] = ()
+    """What `tokens` map; none where they lie in memory."""
+    answer_files: tuple[ShardFile, ...] = ()
+    """What `answers` map."""
 
     @staticmethod
     def open(folder: str | Path, split: str) -> Shards:
@@ -97,8 +133,10 @@ class Shards:
         try:
             entry = json.loads((folder / INDEX).read_text(encoding="utf-8"))["splits"][split]
             paths = [folder / name for name in entry["shards"]]
-            tokens = [_map(path.with_suffix(".tokens"), entry["dtype"]) for path in paths]
-            answers = [_map(path.with_suffix(".answers"), "uint8") for path in paths]
+            files = [ShardFile.of(path.with_suffix(".tokens")) for path in paths]
+            marks = [ShardFile.of(path.with_suffix(".answers")) for path in paths]
+            tokens = [_map(file.path, entry["dtype"]) for file in files]
+            answers = [_map(file.path, "uint8") for file in marks]
             bytes_of = [np.fromfile(path.with_suffix(".bytes"), dtype="<i8") for path in paths]
             starts = [np.zeros(1, dtype=np.int64)]
             for path in paths:
@@ -112,7 +150,14 @@ class Shards:
             whole
         ) - 1 != len(document_bytes):
             raise ArtifactError(f"{folder}: the sizes of split {split!r} disagree; tokenize again")
-        return Shards(tokens=tokens, answers=answers, starts=whole, document_bytes=document_bytes)
+        return Shards(
+            tokens=tokens,
+            answers=answers,
+            starts=whole,
+            document_bytes=document_bytes,
+            token_files=tuple(files),
+            answer_files=tuple(marks),
+        )
 
     @property
     def raw_bytes(self) -> int:
@@ -134,12 +179,15 @@ class Shards:
         return self.read(int(self.starts[index]), int(self.starts[index + 1]))
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Ids from `start` to `stop` of the whole split, int64."""
-        return _read(self.tokens, start, stop).astype(np.int64)
+        """Ids from `start` to `stop` of the whole split, int64.
+
+        Raises `ArtifactError` where their file changed since it was opened.
+        """
+        return _read(self.tokens, self.token_files, start, stop).astype(np.int64)
 
     def read_answers(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Which ids from `start` to `stop` are answers."""
-        return _read(self.answers, start, stop).astype(np.bool_)
+        """Which ids from `start` to `stop` are answers; raises as `read` does."""
+        return _read(self.answers, self.answer_files, start, stop).astype(np.bool_)
 
 
 def _map(path: Path, dtype: str) -> NDArray[Any]:
@@ -150,10 +198,14 @@ def _little(dtype: str) -> np.dtype[Any]:
     return np.dtype(dtype).newbyteorder("<")
 
 
-def _read(shards: Sequence[NDArray[Any]], start: int, stop: int) -> NDArray[Any]:
+def _read(
+    shards: Sequence[NDArray[Any]], files: Sequence[ShardFile], start: int, stop: int
+) -> NDArray[Any]:
     pieces = []
-    for shard in shards:
+    for shard, file in zip_longest(shards, files):
         if start < len(shard) and stop > 0:
+            if file is not None:
+                file.check()
             pieces.append(shard[max(start, 0) : stop])
         start, stop = start - len(shard), stop - len(shard)
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)

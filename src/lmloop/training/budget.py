@@ -15,6 +15,9 @@ from lmloop.errors import TrainingError
 from lmloop.learning import TrainConfig
 from lmloop.sections import parse_duration
 
+LEAST_STEPS = 2
+"""Of a run by the clock."""
+
 
 class Budget(Protocol):
     """Tells which share of a run is spent."""
@@ -67,6 +70,8 @@ class ReplayBudget:
                 raise ValueError("it does not hold every step once and in order")
             if not entries:
                 raise ValueError("it is empty")
+            if not all(0 <= share < 1 for share in self._shares):
+                raise ValueError("a share of the budget is not from 0 to 1")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"journal {journal} cannot be replayed: {error}") from error
         self._clock, self._start = clock, clock() - before
@@ -88,3 +93,15 @@ def make_budget(config: TrainConfig, *, clock: Callable[[], float], before: floa
         return StepBudget(config.steps, clock=clock, before=before)
     assert config.budget is not None
     return ClockBudget(parse_duration(config.budget), clock=clock, before=before)
+
+
+def require_steps(config: TrainConfig, steps: int) -> None:
+    """Raise `TrainingError` where a wall clock was over before anything could be learnt.
+
+    The first step stands at the very beginning of the warm-up, where the rates are next to zero.
+    """
+    if config.budget is not None and steps < LEAST_STEPS:
+        raise TrainingError(
+            f"budget = {config.budget!r} was over after {steps} of at least {LEAST_STEPS} steps, "
+            f"and nothing was learnt: give more time, or lower batch_tokens = {config.batch_tokens}"
+        )

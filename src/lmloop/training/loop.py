@@ -24,9 +24,9 @@ from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Task, Watch, unwatched
 from lmloop.tokens.mixture import Loader, Piece, cut_rows
 from lmloop.training.batch import Teach
-from lmloop.training.budget import make_budget
+from lmloop.training.budget import make_budget, require_steps
 from lmloop.training.figures import Figure, Validate
-from lmloop.training.journal import Journal, NoJournal
+from lmloop.training.journal import Journal, NoJournal, final_loss
 from lmloop.training.optim import make_optimizer
 from lmloop.training.patience import Patience
 from lmloop.training.placement import place
@@ -42,6 +42,8 @@ RELEASE_EVERY = 32
 """Steps between two returns of freed memory: rows with few answers and with many leave gaps."""
 MOST_ROLLBACKS = 3
 """Returns to one and the same snapshot, after which a run ends."""
+MOST_LEFT_OUT = 50
+"""Batches left out in a row, after which a run ends: weights that went astray stay so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ def train(
                     release_memory()
                 if entry["step"] % config.save_every == 0:
                     run.save()
+        require_steps(config, run.position.step)
         run.save()
         value = run.finish(measured, validate)
         steps = run.position.step
@@ -122,7 +125,7 @@ def train(
             steps=steps,
             tokens=steps * config.batch_tokens,
             seconds=run.budget.elapsed(),
-            final_loss=run.final_loss(),
+            final_loss=final_loss(run.journal.entries()),
             validation_bits_per_byte=value if is_scored_in_bytes else None,
             validation_loss=None if is_scored_in_bytes else value,
         )
@@ -155,15 +158,15 @@ class _Run:
         self._patience = None if config.patience is None else Patience(config.patience)
         self.position, self._saved = Position(step=0, elapsed=0.0), 0
         self._returns: Counter[int] = Counter()
+        self._left_out = 0  # batches in a row
         found = self._look_up()
         if found is not None:
             self._take_over(*found)
             progress.say(
                 f"resumed at step {self.position.step} after {self.position.elapsed:.0f} s"
             )
-        self.journal = (
-            Journal(folder / JOURNAL, steps=self.position.step) if ranks.is_first else NoJournal()
-        )
+        open_journal = partial(Journal, folder / JOURNAL, tell=progress.say)
+        self.journal = open_journal(steps=self.position.step) if ranks.is_first else NoJournal()
         self.budget = make_budget(config, clock=clock, before=self.position.elapsed)
         self._soundness = self._remember()
 
@@ -192,6 +195,7 @@ class _Run:
             trouble = None if math.isfinite(norm) else f"the gradient's norm is {norm}"
         if trouble is not None and not self._goes_on(trouble):
             return None
+        self._left_out = 0 if trouble is None else self._left_out + 1
         self.position = replace(self.position, step=step + 1)
         entry = {"step": step + 1, "share": share, "seconds": self.budget.elapsed()}
         entry |= {"factor": factor, "tokens": (step + 1) * config.batch_tokens}
@@ -223,13 +227,13 @@ class _Run:
         """Write a snapshot, if anything has been done since the last."""
         if self.position.step == self._saved:
             return
-        self._saved = self.position.step
+        before, self._saved = self._saved, self.position.step
         self.journal.sync()
         self.position = replace(self.position, elapsed=self.budget.elapsed())
         tensors = self._optimizer.state()
         if self._patience is not None:
             tensors |= self._patience.state()
-        self._placement.save(self._folder, self.position, tensors)
+        self._placement.save(self._folder, self.position, tensors, before=before)
 
     def finish(self, name: str, validate: Validate) -> float:
         """Leave the weights to keep in the model and give what they validate by."""
@@ -241,12 +245,6 @@ class _Run:
         if self._figure is not None:  # what patience knows of the best weights is the figure
             value = self._ranks.agree(validate(model) if self._ranks.is_first else math.nan)
         return value
-
-    def final_loss(self) -> float:
-        """Mean loss of the last tenth of the steps, those before a resumption included."""
-        losses = [entry["loss"] for entry in self.journal.entries() if "loss" in entry]
-        tail = losses[-max(1, len(losses) // 10) :]
-        return float(sum(tail) / max(1, len(tail)))
 
     def _gradient(self) -> tuple[float, dict[str, float]]:
         """Loss of the next batch and of each task; leaves its gradient in the model, or gathered.
@@ -309,22 +307,33 @@ class _Run:
         layers = self._ranks.collect(next(filter(None, found), ""))
         layer = next(filter(None, layers), None)
         origin = origin if layer is None else f"first in {layer}, {origin}"
-        if policy == "skip":
+        if policy == "skip" and self._left_out < MOST_LEFT_OUT:
             self._progress.say(f"{where} ({origin}): the batch is left out")
             return True
-        if policy == "rollback" and self._roll_back(f"{where} ({origin})"):
-            return False
+        more = f"{MOST_LEFT_OUT} batches before it were left out; " if policy == "skip" else ""
+        if policy == "rollback":
+            refusal = self._roll_back(f"{where} ({origin})")
+            if refusal is None:
+                return False
+            more = refusal
+        sound = f"the last sound snapshot is in {self._folder}"
+        saved = sound if self._saved > 0 else "no snapshot was due yet"
         raise DivergedError(
             f"{where}: lower matrix_learning_rate or learning_rate, or see on_unsound; it was "
-            f"{origin}; the last sound snapshot is in {self._folder}"
+            f"{origin}; {more}{saved}"
         )
 
-    def _roll_back(self, trouble: str) -> bool:
-        """Return to the last snapshot, and pass over all rows up to the end of this batch."""
+    def _roll_back(self, trouble: str) -> str | None:
+        """Return to the last snapshot, and pass over all rows up to the end of this batch.
+
+        Gives None, or what is to be told where it cannot.
+        """
         first, rows = self._rows
         found = self._look_up()
-        if found is None or self._returns[found[0].step] == MOST_ROLLBACKS:
-            return False
+        if found is None:
+            return ""
+        if self._returns[found[0].step] == MOST_ROLLBACKS:
+            return f"it went back to step {found[0].step} {MOST_ROLLBACKS} times; "
         self._take_over(*found)
         step = self.position.step
         self._returns[step] += 1
@@ -334,7 +343,7 @@ class _Run:
         self._saved = -1
         self.save()
         self._progress.say(f"{trouble}: back to step {step}, and on behind that batch")
-        return True
+        return None
 
     def _look_up(self) -> tuple[Position, dict[str, torch.Tensor]] | None:
         """The snapshot to go on from, which must be the same on all ranks."""
@@ -348,9 +357,15 @@ class _Run:
         return found
 
     def _take_over(self, position: Position, tensors: dict[str, torch.Tensor]) -> None:
-        self._optimizer.load_state(tensors)
-        if self._patience is not None:
-            self._patience.load_state(tensors)
+        try:
+            self._optimizer.load_state(tensors)
+            if self._patience is not None:
+                self._patience.load_state(tensors)
+        except (KeyError, RuntimeError) as error:
+            raise TrainingError(
+                f"the snapshot of step {position.step} does not fit this model and optimizer "
+                f"({error}): delete {self._folder} to begin anew"
+            ) from error
         self.position, self._saved = position, position.step
 
     def _remember(self) -> Soundness:

@@ -164,6 +164,26 @@ def choose_micro_batch(
     )
 
 
+def require_memory(
+    config: ModelConfig, section: TrainConfig, *, free: int, source_tokens: int = 0
+) -> None:
+    """Raise `TrainingError`, with what would help, where a run surely exceeds `free` bytes.
+
+    A run that fits but tightly is let go: what is free is not all that the system could give.
+    """
+    if section.lora_rank is not None:  # what is frozen then is not counted here
+        return
+    if section.micro_batch_tokens == "auto":
+        section = section.model_copy(update={"micro_batch_tokens": section.row_tokens})
+    peak = plan_memory(config, section, source_tokens=source_tokens).peak
+    if peak > free:
+        advice = advise(config, section, free=free, source_tokens=source_tokens)
+        raise TrainingError(
+            f"training needs {peak / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free: "
+            f"{', then '.join(advice)}"
+        )
+
+
 def advise(
     config: ModelConfig, section: TrainConfig, *, free: int, source_tokens: int = 0
 ) -> list[str]:

@@ -72,10 +72,17 @@ class Whole:
         """The model on the first rank as `weights`, of which each rank gives its own, make it."""
         return self.model
 
-    def save(self, folder: Path, position: Position, tensors: Mapping[str, Tensor]) -> None:
-        """Write a snapshot of what all ranks have."""
+    def save(
+        self,
+        folder: Path,
+        position: Position,
+        tensors: Mapping[str, Tensor],
+        *,
+        before: int | None = None,
+    ) -> None:
+        """Write a snapshot of what all ranks have; `before` as `save_snapshot` has it."""
         if self._ranks.is_first:
-            save_snapshot(folder, position, tensors)
+            save_snapshot(folder, position, tensors, before=before)
 
     def load(
         self, folder: Path, *, tell: Callable[[str], None]
@@ -89,7 +96,7 @@ def place(model: Transformer, config: TrainConfig, ranks: Ranks) -> Whole:
 
     Raises `TrainingError` for what cannot be dealt out to so many ranks.
     """
-    if ranks.size == 1 or (config.sharding == "none" and config.tensor_parallel == 1):
+    if ranks.size == 1 or not config.is_cut:
         return Whole(model, ranks)
     if config.lora_rank is not None:
         raise TrainingError(

@@ -16,7 +16,13 @@ from lmloop.model.cost import cache_bytes_per_token, count_parameters, training_
 from lmloop.model.hardware import free_memory
 from lmloop.sections import ModelSection, parse_duration
 from lmloop.training.calibrate import Speed, measure_speed
-from lmloop.training.memory import Memory, advise, choose_micro_batch, plan_memory
+from lmloop.training.memory import (
+    Memory,
+    advise,
+    choose_micro_batch,
+    plan_memory,
+    usable_bytes,
+)
 from lmloop.training.scaling import Expected
 from lmloop.training.shape import model_config
 
@@ -26,6 +32,10 @@ BYTES_PER_TOKEN = 3.4
 """Of English under a byte-level BPE of a few thousand entries; only for text not yet tokenized."""
 VALIDATION_TOKENS = 32_768
 """Tokens of one validation, each about a third of a trained one."""
+LARGEST_TRIED = 1 << 28
+"""Bytes of memory for the layer that is tried where the model is too large: more takes minutes."""
+NARROWEST = 64
+"""Least width of a layer that stands for one that is too large to be tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +156,13 @@ def _plan_stage(
         advice = tuple(advise(config, section, free=free, source_tokens=source))
     share = text.answer_tokens / max(1, text.tokens) if name == "finetune" else 1.0
     speed = _measure(
-        config, section, is_small=not advice, seconds=seconds, share=share, source=source
+        config,
+        section,
+        is_small=not advice,
+        seconds=seconds,
+        share=share,
+        source=source,
+        free=free,
     )
     measured = VALIDATION_TOKENS * speed.token_seconds / 3
     a_step = speed.step_seconds(section) + measured / section.validate_every
@@ -180,14 +196,19 @@ def _measure(
     seconds: float,
     share: float,
     source: int,
+    free: int,
 ) -> Speed:
-    """The speed of a model that fits; of one that does not, from its first layer by arithmetic."""
+    """The speed of a model that fits; of one that does not, from its first layer by arithmetic.
+
+    Where that layer is too large as well, a narrower one stands for it.
+    """
     if is_small:
         return measure_speed(
             config, section, seconds=seconds, learnt_share=share, source_tokens=source
         )
     thin = replace(config, num_layers=1, mixers=config.mixers[:1])
     a_row = section.model_copy(update={"micro_batch_tokens": section.row_tokens, "frozen": ()})
+    thin = _thin_out(thin, a_row, free=min(free, LARGEST_TRIED), source=source)
     speed = measure_speed(thin, a_row, seconds=seconds, learnt_share=share, source_tokens=source)
     whole, part = (
         training_flops_per_token(each, row_tokens=section.row_tokens, source_tokens=source)
@@ -197,4 +218,29 @@ def _measure(
     return Speed(
         token_seconds=speed.token_seconds * whole / part,
         update_seconds=speed.update_seconds * grown,
+    )
+
+
+def _thin_out(config: ModelConfig, section: TrainConfig, *, free: int, source: int) -> ModelConfig:
+    """Halve the widths until the model fits into `free` bytes, or nothing is left to halve."""
+    while plan_memory(config, section, source_tokens=source).peak > usable_bytes(free):
+        narrower = _narrow(config)
+        if narrower == config:
+            break
+        config = narrower
+    return config
+
+
+def _narrow(config: ModelConfig) -> ModelConfig:
+    """The same with half the width, feed-forward and vocabulary."""
+
+    def half(size: int) -> int:
+        return size // 2 if size > NARROWEST else size
+
+    return replace(
+        config,
+        hidden_size=half(config.hidden_size),
+        intermediate_size=half(config.intermediate_size),
+        vocab_size=half(config.vocab_size),
+        encoder=None if config.encoder is None else _narrow(config.encoder),
     )

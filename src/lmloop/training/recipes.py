@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lmloop.errors import CorpusError, TrainingError
+from lmloop.errors import CorpusError, DiskFullError, TrainingError
 from lmloop.inference.load import load
 from lmloop.learning import PretrainConfig, TaughtConfig, TrainConfig
 from lmloop.model.config import ModelConfig
@@ -25,6 +25,7 @@ from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Watch, unwatched
 from lmloop.sections import ModelSection
+from lmloop.store.disk import free_space
 from lmloop.tokens.arrangement import Arrangement, make_arrangement
 from lmloop.tokens.chat import ChatTemplate
 from lmloop.tokens.loader import PackedLoader
@@ -37,7 +38,7 @@ from lmloop.training.embeddings import initialise_embedding
 from lmloop.training.figures import Validate, open_figure, open_measure
 from lmloop.training.journal import read_micro_batch
 from lmloop.training.loop import JOURNAL, train
-from lmloop.training.memory import choose_micro_batch
+from lmloop.training.memory import choose_micro_batch, require_memory
 from lmloop.training.ranks import ALONE, Ranks
 from lmloop.training.shape import model_config
 from lmloop.training.tasks import REHEARSAL, open_tasks
@@ -69,7 +70,7 @@ def pretrain(
     where the objective makes no model of next tokens, its own loss on the validation split stands
     instead; `watch` is told each line of the journal. Raises `TokenizerError` for a special token
     that is missing, `ArtifactError` and `TrainingError` for word vectors, a base or a teacher that
-    cannot be read or do not fit.
+    cannot be read or do not fit, and for a model too large to train.
     """
     tokenizer = Tokenizer.open(shards)
     arrangements = {
@@ -84,7 +85,11 @@ def pretrain(
     if base is not None:
         model = _open_base(base, shape, vocab_size=tokenizer.vocab_size)
     else:
-        model = Transformer(model_config(shape, vocab_size=tokenizer.vocab_size))
+        sizes = model_config(shape, vocab_size=tokenizer.vocab_size)
+        # A model that is cut into pieces has the memory of all ranks.
+        free = free_memory() * (ranks.size if config.is_cut else 1)
+        require_memory(sizes, config, free=free, source_tokens=_source_tokens(arrangements))
+        model = Transformer(sizes)
         initialise(model, seed=seed)
     if shape.vectors is not None:
         given["words_with_vectors"] = initialise_embedding(
@@ -131,6 +136,12 @@ def _open_base(base: Path, shape: ModelSection, *, vocab_size: int) -> Transform
         raise TrainingError(
             f"model.context_length = {shape.context_length} is more than the "
             f"{config.context_length} of model.base: lower it"
+        )
+    unsound = [name for name, each in model.named_parameters() if not each.isfinite().all()]
+    if unsound:
+        raise TrainingError(
+            f"model.base = {base.name!r} has weights that are no numbers, first in {unsound[0]}: "
+            "name another model, or fetch this one again"
         )
     return model
 
@@ -220,12 +231,11 @@ def _make_checkpoint(
     if teacher is not None and isinstance(config, TaughtConfig):
         teach = open_teacher(teacher, config, model.config, tokenizer=tokenizer).teach
     bank = adapt(model, config, seed=order_seed)
-    source_tokens = max(0 if each is None else each.source_tokens for each in arrangements.values())
     config = _settle_micro_batch(
         config,
         model.config,
         run=run,
-        source_tokens=source_tokens,
+        source_tokens=_source_tokens(arrangements),
         progress=progress,
         ranks=ranks,
     )
@@ -304,6 +314,11 @@ def _open_loader(
     return MixedLoader(own=own, rehearsed=rehearsed, share=config.rehearsal_share)
 
 
+def _source_tokens(arrangements: Mapping[str, Arrangement | None]) -> int:
+    """Length of the longest rows that an encoder reads for any objective; 0 without one."""
+    return max(0 if each is None else each.source_tokens for each in arrangements.values())
+
+
 def _settle_micro_batch(
     config: TrainConfig,
     shape: ModelConfig,
@@ -331,11 +346,13 @@ def _settle_micro_batch(
 
 
 def _require_room(model: Transformer, run: Path) -> None:
-    """Raise `TrainingError` where the disk of `run` cannot hold the snapshots."""
-    free = shutil.disk_usage(next(path for path in run.parents if path.exists())).free
+    """Raise `DiskFullError` where the disk of `run` cannot hold the snapshots."""
+    free = free_space(run)
     needed = 3 * 12 * sum(each.numel() for each in model.parameters() if each.requires_grad)
-    if free < needed:
-        raise TrainingError(
-            f"snapshots need {needed / 1e6:.0f} MB and the disk has {free / 1e6:.0f} MB free: "
-            "make room or choose another --home"
+    # A run that is resumed has some of them already.
+    there = sum(path.stat().st_size for path in run.glob("snapshot-*/*") if path.is_file())
+    if free + there < needed:
+        raise DiskFullError(
+            f"snapshots need {needed / 1e6:.1f} MB and the disk of {run} has {free / 1e6:.1f} MB "
+            "free: make room or choose another --home"
         )

@@ -8,9 +8,7 @@ way, as each rank plans for itself what it writes and reads.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +33,17 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from lmloop.errors import ArtifactError
 from lmloop.store.artifact import hash_file, replace_folder, sync, verify_file, write_json
+from lmloop.store.disk import refuse_full_disk
 from lmloop.training.pieces import Grid, Spread
 from lmloop.training.ranks import Ranks
-from lmloop.training.snapshot import KEEP, SEAL, Position
+from lmloop.training.snapshot import (
+    SEAL,
+    UNSOUND,
+    Position,
+    drop_others,
+    find_snapshots,
+    remove_snapshot,
+)
 
 SpreadOf = Callable[[str, int], tuple[Spread, Grid] | None]
 """How a tensor of a name and so many axes lies on the ranks; None: each has all of it."""
@@ -72,13 +78,32 @@ def save_shards(
     *,
     spread_of: SpreadOf,
     ranks: Ranks,
+    before: int | None = None,
 ) -> None:
-    """Write a snapshot durably, each rank its pieces; the first seals it and drops older ones."""
+    """Write a snapshot durably, each rank its pieces; the first seals it and drops older ones.
+
+    `before` and what is raised: see `save_snapshot`.
+    """
+    with refuse_full_disk(folder / f"snapshot-{position.step:08d}"):
+        _write(folder, position, tensors, spread_of=spread_of, ranks=ranks)
+    if ranks.is_first:
+        drop_others(folder, position.step, before=before)
+    ranks.collect("")  # Nobody goes on before it is whole.
+
+
+def _write(
+    folder: Path,
+    position: Position,
+    tensors: Mapping[str, Tensor],
+    *,
+    spread_of: SpreadOf,
+    ranks: Ranks,
+) -> None:
     final = folder / f"snapshot-{position.step:08d}"
     beside = folder / f".{final.name}.shards"
     if ranks.is_first:
         for left in folder.glob(".snapshot-*"):
-            shutil.rmtree(left)
+            remove_snapshot(left)
         beside.mkdir(parents=True)
     ranks.collect("")  # Nobody writes before the folder is there.
     own = ""
@@ -89,12 +114,8 @@ def save_shards(
     told = [json.loads(line) for line in ranks.collect(own) if line]
     if ranks.is_first:
         files = {name: {"bytes": size, "sha256": sha256} for name, size, sha256 in told}
-        numbers = {name: repr(value) for name, value in asdict(position).items()}
-        write_json(beside / SEAL, {"position": numbers, "files": files})
+        write_json(beside / SEAL, {"position": position.spell(folder), "files": files})
         replace_folder(beside, final)
-        for old in sorted(folder.glob("snapshot-*"))[:-KEEP]:
-            shutil.rmtree(old)
-    ranks.collect("")  # Nobody goes on before it is whole.
 
 
 def _write_pieces(
@@ -147,12 +168,12 @@ def load_shards(
 
     The snapshot may be of any number of ranks, or of one process that had everything.
     """
-    names = " ".join(path.name for path in sorted(folder.glob("snapshot-*"), reverse=True))
+    names = " ".join(path.name for _, path in sorted(find_snapshots(folder).items(), reverse=True))
     for name in ranks.collect(names)[0].split():
         path, found, trouble = folder / name, None, ""
         try:
             found = _read(path, spread_of=spread_of, ranks=ranks)
-        except (ArtifactError, OSError, ValueError, TypeError, KeyError) as error:
+        except UNSOUND as error:
             trouble = str(error) or type(error).__name__
         troubles = list(filter(None, ranks.collect(trouble)))
         if found is not None and not troubles:
@@ -172,7 +193,8 @@ def _read(path: Path, *, spread_of: SpreadOf, ranks: Ranks) -> tuple[Position, d
         verify_file(
             path / name, size=seal["files"][name]["bytes"], sha256=seal["files"][name]["sha256"]
         )
-    return Position.parse(seal["position"]), read_pieces(path, spread_of=spread_of, rank=ranks.rank)
+    position = Position.parse(seal["position"], folder=path.parent)
+    return position, read_pieces(path, spread_of=spread_of, rank=ranks.rank)
 
 
 def _cut(file: Path, *, spread_of: SpreadOf, rank: int) -> tuple[Position, dict[str, Tensor]]:
@@ -183,7 +205,7 @@ def _cut(file: Path, *, spread_of: SpreadOf, rank: int) -> tuple[Position, dict[
             tensor = tensors.get_tensor(key)
             found = spread_of(key, tensor.dim())
             own[key] = tensor if found is None else found[0].own(tensor, found[1], rank)
-        return Position.parse(tensors.metadata()), own
+        return Position.parse(tensors.metadata(), folder=file.parent.parent), own
 
 
 def read_pieces(folder: Path, *, spread_of: SpreadOf, rank: int) -> dict[str, Tensor]:

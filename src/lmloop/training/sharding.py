@@ -122,9 +122,23 @@ class Sharded(Whole):
                 self._collect(name, weights[name], whole)
         return self._whole
 
-    def save(self, folder: Path, position: Position, tensors: Mapping[str, Tensor]) -> None:
+    def save(
+        self,
+        folder: Path,
+        position: Position,
+        tensors: Mapping[str, Tensor],
+        *,
+        before: int | None = None,
+    ) -> None:
         """See `Whole`; each rank writes what it has."""
-        save_shards(folder, position, tensors, spread_of=self._spread_of, ranks=self._ranks)
+        save_shards(
+            folder,
+            position,
+            tensors,
+            spread_of=self._spread_of,
+            ranks=self._ranks,
+            before=before,
+        )
 
     def load(
         self, folder: Path, *, tell: Callable[[str], None]

@@ -35,7 +35,8 @@ class Soundness:
         if self._spike is not None and len(self._losses) == REMEMBERED:
             median = statistics.median(self._losses)
             if loss > self._spike * median:
-                return f"the loss is {loss:.3f}, {loss / median:.1f} times the median of the last"
+                times = f"{loss / median:.1f} times the median of the last {REMEMBERED}"
+                return f"the loss is {loss:.3f}, {times}"
         self._losses.append(loss)
         return None
 
