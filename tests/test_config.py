@@ -20,6 +20,7 @@ from lmloop.config import (
     database_setting,
     find_key,
     home_directory,
+    keep_trackers_local,
     load_recipe,
     parse_value,
     rank_setting,
@@ -321,6 +322,16 @@ def test_telemetry_is_silent_whatever_the_environment_said(
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert os.environ["DAFT_ANALYTICS_ENABLED"] == "0"
     assert os.environ["DAFT_PROGRESS_BAR"] == "1"
+
+
+def test_trackers_write_files_and_report_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "true")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    keep_trackers_local()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["WANDB_ERROR_REPORTING"] == "false"
+    assert os.environ["MLFLOW_ALLOW_FILE_STORE"] == "true"
 
 
 def test_waiting_threads_sleep_soon_unless_the_environment_says_otherwise(

@@ -18,6 +18,7 @@ from lmloop.console import (
     show_ancestry,
     show_catalogue,
     show_monitor,
+    show_page,
     show_reviews,
     show_vectors,
 )
@@ -304,3 +305,8 @@ def test_what_cannot_be_answered_is_told_before_anything_is_printed(
     with pytest.raises(UsageError, match=told):
         show_vectors(VECTORS, nearest=nearest, analogies=analogies, count=2)
     assert capsys.readouterr().out == ""
+
+
+def test_a_page_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    show_page("http://127.0.0.1:8010")
+    assert "The page is at http://127.0.0.1:8010" in capsys.readouterr().out

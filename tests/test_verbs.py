@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from lmloop import care, tables
 from lmloop.cli import app
+from lmloop.errors import UsageError
+from lmloop.serving import pages
 from lmloop.tuning import search
 
 RECIPE = 'name = "tiny"\n[prepare]\nsources = ["a.txt"]\n'
@@ -56,3 +58,22 @@ def test_runs_are_listed_and_written_as_a_page(
     assert done.exit_code == 0
     assert asked == {"home": tmp_path, "name": "tiny", "most": 3}
     assert "Nothing has been trained" in (tmp_path / "runs.html").read_text("utf-8")
+
+
+def test_runs_are_drawn_and_served_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: dict[str, Any] = {}
+    monkeypatch.setattr(care, "runs", lambda **given: [])
+    monkeypatch.setattr(pages, "serve_pages", lambda routes, **given: served.update(given))
+    words = ["runs", "--home", str(tmp_path), "--png", str(tmp_path / "runs.png")]
+    done = CliRunner().invoke(app, [*words, "--serve", "--port", "0"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert (served["host"], served["port"]) == ("127.0.0.1", 0)
+    assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_port_without_a_page_is_refused() -> None:
+    done = CliRunner().invoke(app, ["runs", "--port", "8000"])
+    assert isinstance(done.exception, UsageError)
+    assert "add --serve" in str(done.exception)

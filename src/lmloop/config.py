@@ -204,6 +204,17 @@ def silence_telemetry() -> None:
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 
 
+def keep_trackers_local() -> None:
+    """Let MLflow and W&B write files and tell nobody; call before they are imported.
+
+    MLflow's default store needs a database of its own; plain files are as complete, and it asks for
+    a word before it writes them.
+    """
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+
+
 def calm_threads() -> None:
     """Let OpenMP's waiting threads sleep soon; call before torch is imported.
 

@@ -136,6 +136,11 @@ def show_ready(address: str) -> None:
     print(f"\nReady: chat at {address} (Ctrl-C stops the server)\n", flush=True)
 
 
+def show_page(address: str) -> None:
+    """Say where a page is, at once, also into a pipe."""
+    print(f"\nThe page is at {address} (Ctrl-C stops it)\n", flush=True)
+
+
 def show_catalogue(entries: Sequence[Entry]) -> None:
     """Print a line for each of the weights that can be pulled: name, size, licence, what it is."""
     rows = [(each.name, f"{each.bytes / 1e6:.1f} MB", each.licence, each.what) for each in entries]

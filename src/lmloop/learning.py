@@ -105,8 +105,15 @@ class TrainConfig(Section):
     tensor_parallel: int = Field(default=1, ge=1, exclude=True)
     """So many ranks compute one part of a batch together, each its own heads and inner features;
     more than 1 implies `sharding = "full"`."""
-    trackers: tuple[Literal["tensorboard"], ...] = Field(default=(), strict=False, exclude=True)
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        default=(), strict=False, exclude=True
+    )
     """Other programs that log the run, in files below the home; they decide nothing of it."""
+    sample_prompts: tuple[str, ...] = Field(default=(), strict=False, exclude=True, max_length=16)
+    """Beginnings that the model continues at every validation, to be read beside the curves;
+    when fine-tuning, what a user says. They decide nothing of the run."""
+    sample_tokens: int = Field(default=40, ge=1, exclude=True)
+    """Longest continuation of a sample."""
 
     @field_validator("budget")
     @classmethod
@@ -294,6 +301,16 @@ class PretrainConfig(TaughtConfig, ObjectiveSection):
             return {"pretrain.objective": self.objective}
         named = self.tasks.items()
         return {f"pretrain.tasks.{name}.objective": task.objective for name, task in named}
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> PretrainConfig:
+        if self.sample_prompts and not self.is_scored_in_bytes:
+            told = ", ".join(f"{key} = {value!r}" for key, value in self.objectives.items())
+            raise ValueError(
+                f"sample_prompts need a model that continues text, and {told} makes none: "
+                "leave them out"
+            )
+        return self
 
     @property
     def is_scored_in_bytes(self) -> bool:

@@ -257,7 +257,7 @@ def _work(stage: Stage, shop: Workshop, inputs: Inputs, folder: Path, run: Path)
         tell=shop.progress.say,
     )
     names = getattr(getattr(shop.recipe, stage.name, None), "trackers", ())
-    with log, open_trackers(names, home=shop.home, run=run.name) as track:
+    with log, open_trackers(names, home=shop.home, run=run.name, name=shop.recipe.name) as track:
 
         def watch(entry: Mapping[str, Any]) -> None:
             log.write(entry)

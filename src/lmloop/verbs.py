@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lmloop.options import OVERRIDES, Home, Recipe, RecipeCommand, parse_overrides
+from lmloop.errors import UsageError
+from lmloop.options import OVERRIDES, Home, Host, Port, Recipe, RecipeCommand, parse_overrides
+
+RUNS_PORT = 8010
+"""Of the page of runs, beside the 8000 of a served model."""
 
 
 def add_verbs(app: typer.Typer) -> None:
@@ -82,14 +87,40 @@ def runs(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write them with their curves into this file.")
     ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Write their curves into this picture.")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show them on a page that follows them.")
+    ] = False,
+    host: Host = None,
+    port: Port = None,
 ) -> None:
     """List trainings under way and done: step, loss, bits per byte, speed, alive or not."""
     from lmloop import care
     from lmloop.tables import show_runs
 
-    found = care.runs(home=home, name=name, most=most)
+    if not serve and (host is not None or port is not None):
+        raise UsageError("--host and --port are of the live page: add --serve")
+    read = partial(care.runs, home=home, name=name, most=most)
+    found = read()
     show_runs(found)
     if html is not None:
         from lmloop.tracking.page import write_page
 
         write_page(found, html, now=time.time())
+    if png is not None:
+        from lmloop.tracking.picture import write_picture
+
+        write_picture(found, png)
+    if serve:
+        from lmloop.console import show_page
+        from lmloop.serving.pages import serve_pages
+        from lmloop.tracking.live import build_runs_pages
+
+        serve_pages(
+            [build_runs_pages(read)],
+            host=host or "127.0.0.1",
+            port=RUNS_PORT if port is None else port,
+            on_ready=show_page,
+        )

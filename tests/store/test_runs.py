@@ -156,3 +156,19 @@ def test_a_run_is_alive_while_it_is_held_or_heard_of(
     place = {"id": "r", "name": "n", "stage": "s", "note": None, "steps": ()}
     run = Run(state=state, started=0.0, heard=2000.0 - silent, **place)  # type: ignore[arg-type]
     assert is_alive(run, is_held=is_held, now=2000.0) is expected
+
+
+def test_speed_and_samples_of_a_step_are_kept(
+    make_log: Callable[..., RunLog], any_engine: sa.Engine
+) -> None:
+    said = [{"prompt": "the", "text": "cat"}]
+    with make_log() as log:
+        log.write(make_entry(1, bpb=2.5))
+        log.write(make_entry(2, tokens_per_second=100.0, peak_share=0.5))
+        log.write(make_entry(3, validation_bpb=2.0, samples=said))
+    (run,) = read_runs(any_engine)
+    assert (run.last("bpb"), run.last("tokens_per_second"), run.last("peak_share")) == (
+        *(2.5, 100.0),
+        0.5,
+    )
+    assert [step["samples"] for step in run.steps] == [[], [], said]

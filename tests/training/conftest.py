@@ -31,6 +31,7 @@ from lmloop.training.batch import Teach
 from lmloop.training.figures import Figure
 from lmloop.training.loop import TrainResult, train
 from lmloop.training.ranks import ALONE, Ranks, join_ranks
+from lmloop.training.samples import Sample
 
 from ..conftest import VOCAB_SIZE, tiny_shape
 
@@ -90,6 +91,7 @@ class Run:
         validate: Callable[[Transformer], float] | None = None,
         ranks: Ranks = ALONE,
         watch: Watch = unwatched,
+        sample: Sample | None = None,
     ) -> TrainResult:
         self.model = Transformer(tiny_shape(vocab_size=VOCAB_SIZE, num_layers=1))
         initialise(self.model, seed=0)
@@ -107,6 +109,7 @@ class Run:
             watch=watch,
             teach=self.teach,
             figure=self.figure,
+            sample=sample,
         )
 
     def weights(self) -> dict[str, bytes]:

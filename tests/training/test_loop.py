@@ -478,7 +478,8 @@ def test_whoever_watches_is_told_each_line_of_the_journal_and_may_end_the_run(
     told: list[Any] = []
     run = make_run()
     run.go(watch=lambda entry: told.append(dict(entry)))
-    assert told == run.journal()
+    assert [{**each, **line} for each, line in zip(told, run.journal(), strict=True)] == told
+    assert all("tokens_per_second" in each for each in told[1:])
 
     def prune(entry: Mapping[str, Any]) -> None:
         if entry["step"] == 5:

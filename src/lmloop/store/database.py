@@ -159,6 +159,10 @@ run_steps_table = sa.Table(
     sa.Column("norm", sa.Float),
     sa.Column("validation_bpb", sa.Float),
     sa.Column("validation_loss", sa.Float),
+    sa.Column("bpb", sa.Float),
+    sa.Column("tokens_per_second", sa.Float),
+    sa.Column("peak_share", sa.Float),
+    sa.Column("samples", sa.Text),
 )
 
 secrets_table = sa.Table(
@@ -212,6 +216,7 @@ MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (
     _create_all,
     _close_the_circle,
     _complete,  # 3: runs and their steps
+    _complete,  # 4: speed, share of the peak and samples of a step
 )
 """Applied once each, in order; a new one is appended and never changed afterwards."""
 

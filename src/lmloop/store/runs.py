@@ -6,6 +6,7 @@ truth: a database that is away costs rows, never the run.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ POINTS = 500
 SECONDS_BETWEEN_WRITES = 1.0
 SILENT_SECONDS = 60.0
 """After so long a run that nobody holds counts as lost."""
-COLUMNS = ("loss", "norm", "validation_bpb", "validation_loss")
+MEASURED = ("validation_bpb", "validation_loss")
+COLUMNS = ("loss", "norm", "bpb", "tokens_per_second", "peak_share", *MEASURED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,7 @@ class Run:
     heard: float
     """Seconds since the epoch: when it began, and when it last wrote."""
     steps: tuple[Mapping[str, Any], ...]
-    """Thinned lines of its journal, in order."""
+    """Thinned lines of its journal, in order; `samples` is a list, mostly empty."""
 
     def last(self, key: str) -> float | None:
         """The newest value of a figure; None where there is none."""
@@ -98,7 +100,7 @@ class RunLog:
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Take in a line of the journal; rows are written at most once a second."""
-        measured = any(entry.get(key) is not None for key in COLUMNS[2:])
+        measured = any(entry.get(key) is not None for key in MEASURED)
         is_back = entry["step"] <= self._step
         if self._engine is None or is_back:
             self._begin(entry["step"])
@@ -106,9 +108,9 @@ class RunLog:
         if measured or is_back or entry["share"] >= self._kept + 1 / POINTS:
             self._kept = entry["share"]
             row = {key: entry[key] for key in ("step", "share", "seconds", "tokens")}
-            self._waiting.append(
-                {"run": self._id, **row, **{key: entry.get(key) for key in COLUMNS}}
-            )
+            figures = {key: entry.get(key) for key in COLUMNS}
+            said = json.dumps(entry["samples"]) if entry.get("samples") else None
+            self._waiting.append({"run": self._id, **row, **figures, "samples": said})
         if self._clock() - self._written >= SECONDS_BETWEEN_WRITES:
             self._flush("running", None)
 
@@ -165,7 +167,8 @@ def read_runs(engine: sa.Engine, *, name: str | None = None, most: int = 20) -> 
         lines: dict[str, list[Mapping[str, Any]]] = {row["id"]: [] for row in rows}
         of_these = sa.select(steps).where(steps.c.run.in_(lines)).order_by(steps.c.step)
         for line in connection.execute(of_these).mappings():
-            lines[line["run"]].append(dict(line))
+            said = json.loads(line["samples"] or "[]")
+            lines[line["run"]].append({**line, "samples": said})
     return [Run(**row, steps=tuple(lines[row["id"]])) for row in rows]
 
 

@@ -1,43 +1,51 @@
-"""The page of runs: what each has come to, and its curves.
+"""The page of runs: what each has come to, their curves in one, and what they say.
 
-Takes: runs from the database. Gives: one HTML file whose plots are drawn into it, so that it needs
-no other file, no script and no network.
+Takes: runs from the database. Gives: one HTML file whose charts are drawn into it, so that it needs
+no other file, no script and no network; or its inside alone, which the live page asks for again.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from lmloop.store.artifact import write_whole
 from lmloop.store.runs import Run
+from lmloop.tracking.charts import AXES, HEIGHT, MOST_RUNS, WIDTH, Axis, draw_charts
 
-WIDTH, HEIGHT = 420, 160
-"""Of a plot, in the page's pixels."""
-TITLES = {
-    "loss": "loss, nats a token",
-    "validation_bpb": "validation, bits per byte",
-    "validation_loss": "validation, nats a target",
-}
-_TEMPLATE = Path(__file__).with_name("page.html")
+WEB_FOLDER = Path(__file__).with_name("web")
+NEWEST_RUNS = 3
+"""So many are drawn where nobody has chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """A figure over the steps of a run."""
+class Choice:
+    """What of the runs is drawn."""
 
-    title: str
-    path: str
-    """Of SVG, in pixels."""
-    low: float
-    high: float
-    last_step: int
+    runs: frozenset[str] = frozenset()
+    """Ids; the newest where it is empty."""
+    axis: Axis = "step"
+
+    def pick(self, runs: Sequence[Run]) -> list[Run]:
+        """Those that are drawn, the newest first."""
+        chosen = [run for run in runs if run.id in self.runs]
+        return chosen[:MOST_RUNS] or list(runs[:NEWEST_RUNS])
+
+
+ALL_NEWEST = Choice()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What a run said to one prompt."""
+
+    prompt: str
+    texts: tuple[tuple[int, str], ...]
+    """Step and words, the newest first."""
 
 
 def write_page(runs: Sequence[Run], path: Path, *, now: float) -> None:
@@ -48,11 +56,31 @@ def write_page(runs: Sequence[Run], path: Path, *, now: float) -> None:
 
 def render_page(runs: Sequence[Run], *, now: float) -> str:
     """The page as HTML; names are escaped."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        runs=[(run, describe_run(run), draw_curves(run)) for run in runs],
-        written=_moment(now),
+    style = (WEB_FOLDER / "runs.css").read_text(encoding="utf-8")
+    inside = render_inside(runs, choice=Choice(runs=frozenset(run.id for run in runs)))
+    return _render("runs.html", style=style, inside=inside, written=_moment(now))
+
+
+def render_frame() -> str:
+    """The live page without its inside: style and script are files of the server."""
+    return _render("runs.html", style=None, inside="", written=None)
+
+
+def render_inside(
+    runs: Sequence[Run], *, choice: Choice = ALL_NEWEST, is_live: bool = False
+) -> str:
+    """Table, charts and words; a live page lets its reader choose."""
+    # The oldest has the first color, and keeps it when others begin.
+    shown = choice.pick(runs)[::-1]
+    colors = {run.id: number for number, run in enumerate(shown)}
+    return _render(
+        "inside.html",
+        runs=[(run, describe_run(run), colors.get(run.id)) for run in runs],
+        charts=draw_charts(shown, axis=choice.axis),
+        said=[(run, colors[run.id], said) for run in shown[::-1] if (said := read_samples(run))],
+        choice=choice,
+        axes=AXES,
+        is_live=is_live,
         width=WIDTH,
         height=HEIGHT,
     )
@@ -68,36 +96,39 @@ def describe_run(run: Run) -> dict[str, str]:
         "stage": run.stage,
         "state": run.state,
         "step": _number(run.last("step"), "{:,.0f}"),
-        "done": _number(run.last("share"), "{:.0%}"),
+        "done": "100%" if run.state == "finished" else _number(run.last("share"), "{:.0%}"),
         "loss": _number(run.last("loss"), "{:.3f}"),
         "validation": _number(validation, "{:.4f}"),
         "tok/s": _number(run.tokens_a_second, "{:,.0f}"),
+        "peak": _number(run.last("peak_share"), "{:.0%}"),
         "began": _moment(run.started),
     }
 
 
-def draw_curves(run: Run) -> list[Curve]:
-    """A curve for each figure that the run has twice or more."""
-    curves = (_draw(run.steps, key, title) for key, title in TITLES.items())
-    return [curve for curve in curves if curve is not None]
+def read_samples(run: Run) -> list[Said]:
+    """What a run said, by prompt."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for step in reversed(run.steps):
+        for each in step["samples"]:
+            found.setdefault(each["prompt"], []).append((step["step"], each["text"]))
+    return [Said(prompt=prompt, texts=tuple(texts)) for prompt, texts in found.items()]
 
 
-def _draw(steps: Sequence[Mapping[str, Any]], key: str, title: str) -> Curve | None:
-    points = [
-        (step["step"], step[key])
-        for step in steps
-        if step[key] is not None and math.isfinite(step[key])
-    ]
-    if len(points) < 2:
-        return None
-    values = [value for _, value in points]
-    low, high, last = min(values), max(values), points[-1][0]
-    height = (high - low) or 1.0
-    places = [
-        f"{WIDTH * step / last:.1f} {HEIGHT * (1 - (value - low) / height):.1f}"
-        for step, value in points
-    ]
-    return Curve(title=title, path="M" + "L".join(places), low=low, high=high, last_step=last)
+def choose(runs: Collection[str], axis: str | None) -> Choice:
+    """What a reader asked for; an axis that there is not is left out."""
+    known = next((each for each in AXES if each == axis), "step")
+    return Choice(runs=frozenset(runs), axis=known)
+
+
+def _render(name: str, **given: object) -> str:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(WEB_FOLDER),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(given)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,16 +21,18 @@ from lmloop.errors import DivergedError, StoppedError, TrainingError
 from lmloop.learning import TrainConfig
 from lmloop.model.hardware import release_memory
 from lmloop.model.transformer import Transformer
-from lmloop.progress import Progress, Task, Watch, unwatched
+from lmloop.progress import Progress, Watch, unwatched
 from lmloop.tokens.mixture import Loader, Piece, cut_rows
 from lmloop.training.batch import Teach
 from lmloop.training.budget import make_budget, require_steps
 from lmloop.training.figures import Figure, Validate
+from lmloop.training.gauge import Gauge, describe_step
 from lmloop.training.journal import Journal, NoJournal, final_loss
 from lmloop.training.optim import make_optimizer
 from lmloop.training.patience import Patience
 from lmloop.training.placement import place
 from lmloop.training.ranks import ALONE, Ranks
+from lmloop.training.samples import Sample
 from lmloop.training.schedule import rate_factor
 from lmloop.training.snapshot import Position
 from lmloop.training.soundness import REMEMBERED, Soundness, find_unsound
@@ -44,6 +46,8 @@ MOST_ROLLBACKS = 3
 """Returns to one and the same snapshot, after which a run ends."""
 MOST_LEFT_OUT = 50
 """Batches left out in a row, after which a run ends: weights that went astray stay so."""
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +79,17 @@ def train(
     watch: Watch = unwatched,
     teach: Teach | None = None,
     figure: Figure | None = None,
+    gauge: Gauge | None = None,
+    sample: Sample | None = None,
 ) -> TrainResult:
     """Train `model` in place; `folder` holds journal and snapshots, and resumes if it has any.
 
-    `validate` gives bits per byte, or else nats a learnt target; `watch` is told each line of the
-    journal; `teach` says what a teacher makes of each batch; `figure` is what patience looks at in
-    the place of `validate`. Raises `DivergedError` where the loss or the gradient is no number any
-    more, and `StoppedError` after a SIGTERM, once saved. With many `ranks` each trains on its part
-    of every batch; the first alone validates and writes.
+    `validate` gives bits per byte, or else nats a learnt target; `sample` what the model says at
+    each validation; `watch` is told each line of the journal with what `gauge` reads; `teach` says
+    what a teacher makes of each batch; `figure` is what patience looks at in the place of
+    `validate`. Raises `DivergedError` where the loss or the gradient is no number any more, and
+    `StoppedError` after a SIGTERM, once saved. With many `ranks` each trains on its part of every
+    batch; the first alone validates and writes.
     """
     run = _Run(
         model,
@@ -96,6 +103,7 @@ def train(
         figure=figure,
     )
     measured = "validation_bpb" if is_scored_in_bytes else "validation_loss"
+    gauge = gauge or Gauge()
     with closing(run.journal), progress.task(name, total=1.0, unit="") as task:
         with watch_for_sigterm() as asked:
             while (share := run.share()) < 1.0:
@@ -104,8 +112,11 @@ def train(
                     continue
                 if entry["step"] % config.validate_every == 0:
                     entry |= run.measure(measured, validate)
+                    if sample is not None:
+                        entry["samples"] = run.sample(sample)
                 run.journal.append(entry)
-                _report(task, entry)
+                entry |= gauge.read(entry)
+                task.update(entry["share"], note=describe_step(entry))
                 watch(entry)
                 if ranks.total(asked.is_set()):
                     run.save()
@@ -209,19 +220,28 @@ class _Run:
         measures = {name: validate}
         if self._figure is not None:
             measures[self._figure.name] = self._figure.measure
-        values = dict.fromkeys(measures, math.nan)
-        with self._optimizer.averaged():
-            model = self._placement.gather(self._optimizer.result)
-            if self._ranks.is_first:
-                model.eval()
-                values = {each: measure(model) for each, measure in measures.items()}
-        values = {each: self._ranks.agree(value) for each, value in values.items()}
+        found = self._ask(lambda model: {key: each(model) for key, each in measures.items()})
+        values = {
+            key: self._ranks.agree(math.nan if found is None else found[key]) for key in measures
+        }
         if self._patience is not None:
             watched = values[name]
             if self._figure is not None:
                 watched = self._figure.fall(values[self._figure.name])
             self._patience.look(watched, self._optimizer.result)
         return values
+
+    def sample(self, sample: Sample) -> list[dict[str, str]]:
+        """What the weights as they would be kept say; the first rank alone asks them."""
+        said = self._ask(sample) or []
+        self._ranks.collect("")  # However long that takes, the others wait.
+        return said
+
+    def _ask(self, question: Callable[[Transformer], Answer]) -> Answer | None:
+        """What the weights as they would be kept answer the first rank; None on the others."""
+        with self._optimizer.averaged():
+            model = self._placement.gather(self._optimizer.result)
+            return question(model.eval()) if self._ranks.is_first else None
 
     def save(self) -> None:
         """Write a snapshot, if anything has been done since the last."""
@@ -375,9 +395,3 @@ class _Run:
         known = int(self._ranks.agree(len(losses)))
         losses = [self._ranks.agree(loss) for loss in losses or [math.nan] * known]
         return Soundness(spike=self._config.spike, before=losses)
-
-
-def _report(task: Task, entry: dict[str, Any]) -> None:
-    rate = entry["tokens"] / max(entry["seconds"], 1e-9)
-    loss = f"loss {entry['loss']:.3f}" if "loss" in entry else "left out"
-    task.update(entry["share"], note=f"step {entry['step']}  {loss}  {rate:,.0f} tok/s")

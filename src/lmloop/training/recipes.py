@@ -7,7 +7,7 @@ transformers opens, with the run's journal beside the weights.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -36,10 +36,12 @@ from lmloop.tokens.vector_files import load_vectors
 from lmloop.training.adapting import adapt, fold, held_bytes
 from lmloop.training.embeddings import initialise_embedding
 from lmloop.training.figures import Validate, open_figure, open_measure
+from lmloop.training.gauge import make_gauge
 from lmloop.training.journal import read_micro_batch
 from lmloop.training.loop import JOURNAL, train
 from lmloop.training.memory import choose_micro_batch, require_memory
 from lmloop.training.ranks import ALONE, Ranks
+from lmloop.training.samples import make_sampler
 from lmloop.training.shape import model_config
 from lmloop.training.tasks import REHEARSAL, open_tasks
 from lmloop.training.teacher import open_teacher
@@ -218,9 +220,11 @@ def _make_checkpoint(
     Only the first rank writes; the others give no counts.
     """
     tokenizer = Tokenizer.open(shards)
+    splits = _open_splits(config, shards)
     loader = _open_loader(
         config,
         shards,
+        splits,
         arrangements,
         tokenizer=tokenizer,
         answers_only=answers_only,
@@ -247,6 +251,15 @@ def _make_checkpoint(
         arrangement=next(iter(arrangements.values())),
     )
     _require_room(model, run)
+    sample = make_sampler(config, model.config, tokenizer, is_chat=answers_only)
+    gauge = make_gauge(
+        model,
+        config,
+        splits=splits,
+        is_of_text=not answers_only and list(arrangements.values()) == [None],
+        source_tokens=_source_tokens(arrangements),
+        ranks=ranks,
+    )
     run.mkdir(parents=True, exist_ok=True)
     result = train(
         model,
@@ -262,6 +275,8 @@ def _make_checkpoint(
         watch=watch,
         teach=teach,
         figure=figure,
+        gauge=gauge,
+        sample=sample,
     )
     learnt = sum(each.numel() for each in model.parameters() if each.requires_grad)
     held = held_bytes(model)
@@ -283,9 +298,18 @@ def _make_checkpoint(
     }
 
 
+def _open_splits(config: TrainConfig, shards: Path) -> list[Shards]:
+    """The text that is learnt, and what is rehearsed beside it, if there is any."""
+    own = [Shards.open(shards, "train")]
+    if not isinstance(config, PretrainConfig) or not (shards / REHEARSAL).is_dir():
+        return own
+    return [*own, Shards.open(shards / REHEARSAL, "train")]
+
+
 def _open_loader(
     config: TrainConfig,
     shards: Path,
+    splits: Sequence[Shards],
     arrangements: Mapping[str, Arrangement | None],
     *,
     tokenizer: Tokenizer,
@@ -307,11 +331,10 @@ def _open_loader(
     if isinstance(config, PretrainConfig) and config.tasks:
         return open_tasks(config, shards, arrangements, seed=seed, open_loader=open_one)
     (arrangement,) = arrangements.values()
-    own = open_one(Shards.open(shards, "train"), arrangement, seed)
-    if not isinstance(config, PretrainConfig) or not (shards / REHEARSAL).is_dir():
+    own, *others = (open_one(split, arrangement, seed) for split in splits)
+    if not others or not isinstance(config, PretrainConfig):
         return own
-    rehearsed = open_one(Shards.open(shards / REHEARSAL, "train"), arrangement, seed)
-    return MixedLoader(own=own, rehearsed=rehearsed, share=config.rehearsal_share)
+    return MixedLoader(own=own, rehearsed=others[0], share=config.rehearsal_share)
 
 
 def _source_tokens(arrangements: Mapping[str, Arrangement | None]) -> int:
