@@ -9,7 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from lmloop.cli import app
-from lmloop.plan_verb import show_plan
+from lmloop.errors import RecipeError
+from lmloop.model.config import ModelConfig
+from lmloop.plan_verb import show_cluster, show_plan
+from lmloop.planning import ClusterPlan
+from lmloop.training.cluster import make_cluster
+from lmloop.training.foretell import Layout, foretell
+from lmloop.training.layouts import Trial
 from lmloop.training.memory import Memory
 from lmloop.training.plan import Plan, StagePlan, Text
 from lmloop.training.scaling import Expected
@@ -46,6 +52,17 @@ PLAN = Plan(
     text=Text(bytes=5_000_000, tokens=1_470_000, answer_tokens=700_000, is_tokenized=False),
     free_bytes=2_000_000_000,
     stages=(STAGE,),
+)
+
+SHAPE = ModelConfig(
+    vocab_size=1000,
+    num_layers=2,
+    hidden_size=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=128,
+    context_length=256,
 )
 
 
@@ -93,3 +110,30 @@ def test_the_verb_prints_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert done.exit_code == 0
     assert " at 2 an hour" in done.stdout
     assert not (tmp_path / "home").exists()
+
+
+def test_many_gpus_are_a_table_of_layouts(tmp_path: Path) -> None:
+    batch = ["--pretrain.batch_tokens=4096", "--pretrain.steps=30"]
+    arguments = ["plan", str(write_recipe(tmp_path)), "--gpus", "8", "--tensor-parallel", "1"]
+    arguments += ["--home", str(tmp_path / "home"), "--tokens", "2e9", "--price", "2"]
+    done = CliRunner().invoke(app, [*arguments, *batch])
+    assert done.exit_code == 0, done.output
+    assert "2 billion tokens on 8 GPUs, by a cost model: nothing was run" in done.stdout
+    for part in ("1×8×1", "8×1×1", "selective", "waits", "cost"):
+        assert part in done.stdout
+
+
+def test_layouts_that_are_too_large_are_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    step = foretell(SHAPE, make_cluster("h100", gpus=8), Layout(shards=8, rows=1, row_tokens=64))
+    trials = (Trial(step=step, fits=True), Trial(step=step, fits=False))
+    show_cluster(ClusterPlan(parameters=5_000_000, tokens=1e9, trials=trials), price=1.0)
+    written = capsys.readouterr().out
+    assert "too large for a GPU's memory: 1 of 2 layouts" in written
+    assert sum("too large" in line for line in written.splitlines()) == 2
+
+
+def test_fitting_and_many_gpus_exclude_each_other(tmp_path: Path) -> None:
+    arguments = ["plan", str(write_recipe(tmp_path)), "--gpus", "8", "--fit"]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, RecipeError)
+    assert "leave one out" in str(done.exception)

@@ -8,6 +8,7 @@ import pytest
 
 import lmloop
 from lmloop.errors import RecipeError
+from lmloop.planning import plan_cluster
 from lmloop.tokens.shards import Shards
 
 from .conftest import Walked, make_conversations, write_recipe
@@ -53,3 +54,21 @@ def test_a_loss_that_is_not_told_in_bytes_is_refused(tmp_path: Path) -> None:
     change = {"pretrain.objective": "masked", "tokenize.extra_tokens": ["<|mask|>"]}
     with pytest.raises(RecipeError, match=r"--fit foresees bits per byte.*'masked'"):
         lmloop.plan(write_recipe(tmp_path), fit=True, home=tmp_path / "home", **change)
+
+
+def test_many_gpus_are_planned_without_running_anything(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    change = {"pretrain.steps": 30, "pretrain.budget": None, "pretrain.batch_tokens": 4096}
+    made = plan_cluster(recipe, home=tmp_path / "home", gpus=16, gpu="h200", **change)
+    assert made.tokens == 30 * 4096
+    assert made.trials[0].fits
+    assert made.trials[0].step.layout.gpus == 16
+    assert not (tmp_path / "home").exists()
+
+
+def test_many_gpus_need_a_number_of_tokens(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    change = {"pretrain.steps": None, "pretrain.budget": "2m"}
+    with pytest.raises(RecipeError, match=r"a number of tokens.*--tokens, or pretrain\.steps"):
+        plan_cluster(recipe, gpus=1, home=tmp_path, **change)
+    assert plan_cluster(recipe, gpus=1, tokens=1e9, home=tmp_path, **change).tokens == 1e9

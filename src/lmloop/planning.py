@@ -6,7 +6,7 @@ Takes: a recipe. Gives: a `Plan`. Text that is tokenized already is counted, oth
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from lmloop.stages import STAGES, Workshop, make_validation, tune
 from lmloop.store.artifact import Artifact, artifact_key
 
 if TYPE_CHECKING:
+    from lmloop.training.layouts import Trial
     from lmloop.training.plan import Plan, Text
     from lmloop.training.scaling import Expected
 
@@ -69,6 +70,62 @@ def plan(
     if not fit or shards is None:
         return made_plan
     return replace(made_plan, expected=_fit(shop, shards, made_plan, seconds=fit_seconds))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterPlan:
+    """Pre-training of a recipe on many GPUs."""
+
+    parameters: int
+    tokens: float
+    """Of the whole run."""
+    trials: tuple[Trial, ...]
+    """Layouts, the fastest first; behind them those that are too large."""
+
+
+def plan_cluster(
+    recipe: str | Path,
+    *,
+    gpus: int,
+    gpu: str = "h100",
+    tensor_parallel: int | None = None,
+    tokens: float | None = None,
+    home: str | Path | None = None,
+    **overrides: Any,
+) -> ClusterPlan:
+    """How fast a recipe would pre-train on many GPUs, by a cost model; runs nothing.
+
+    `tokens` are those of the whole run: the recipe's `pretrain.steps` batches where it is None.
+    Raises `RecipeError` where there are no steps either, for GPUs that are not known, batches that
+    cannot be dealt to so many, and models that are no plain decoders.
+    """
+    from lmloop.model.cost import count_parameters
+    from lmloop.training.cluster import make_cluster
+    from lmloop.training.layouts import try_layouts
+    from lmloop.training.shape import model_config
+
+    checked = load_recipe(recipe, overrides)
+    section = checked.pretrain
+    if tokens is None and section.steps is None:
+        raise RecipeError(
+            "many GPUs are planned for a number of tokens, and pretrain.budget is a time: give "
+            "--tokens, or pretrain.steps"
+        )
+    if checked.model.base is not None:
+        raise RecipeError("plan foresees new models only: leave model.base out and give the shape")
+    shop = Workshop(recipe=checked, home=home_directory(home), progress=Silent())
+    shards = find_tokenized(shop)
+    vocab_size = checked.tokenize.vocab_size if shards is None else _read_sizes(checked, shards)[0]
+    config = model_config(checked.model, vocab_size=vocab_size)
+    trials = try_layouts(
+        config,
+        make_cluster(gpu, gpus=gpus),
+        batch_rows=section.batch_rows,
+        row_tokens=section.row_tokens,
+        tensor_parallel=tensor_parallel,
+    )
+    planned = (section.steps or 0) * section.batch_tokens if tokens is None else tokens
+    return ClusterPlan(parameters=count_parameters(config), tokens=planned, trials=tuple(trials))
 
 
 def find_tokenized(shop: Workshop) -> Artifact | None:
