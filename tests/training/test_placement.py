@@ -34,6 +34,12 @@ def test_an_adapter_is_not_cut_into_pieces() -> None:
         place(random_model(tiny_shape(num_layers=1)), config, Two())
 
 
+def test_tasks_that_give_ranks_other_numbers_of_pieces_are_refused_with_pieces_of_a_model() -> None:
+    config = make_config(sharding="full", tasks={"next": {}, "again": {}})
+    with pytest.raises(TrainingError, match="^sharding and tensor_parallel .* take one out$"):
+        place(random_model(tiny_shape(num_layers=1)), config, Two())
+
+
 def test_how_a_model_lies_is_no_part_of_what_a_checkpoint_is_made_from() -> None:
     asked = make_config(sharding="full", tensor_parallel=2)
     assert asked.model_dump() == make_config().model_dump()

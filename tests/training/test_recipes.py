@@ -166,6 +166,7 @@ def test_a_precision_that_the_device_lacks_is_told_before_anything_is_trained(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(recipes, "free_memory", lambda: 1 << 40)
     with pytest.raises(TrainingError, match="'bfloat16' is more than Old GPU can") as told:
         run_pretrain(shards_folder, place, steps=1, precision="bfloat16")
     assert "\n" not in str(told.value)

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from lmloop.model.transformer import Transformer
 from lmloop.training import loop
 from lmloop.training.ranks import Ranks
+from lmloop.training.samples import Sample
 
 from .conftest import Run, fork_ranks, make_config, read_errors
 from .test_parallel import KINDS, STEPS, read_journal, train_kind
+from .test_teacher import make_teacher
 
 MakeRun = Callable[..., Run]
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -30,7 +33,9 @@ LONGEST_SECONDS = 300.0
 SIZES = {"batch_tokens": 64, "steps": 12, "ema": 0.9}
 
 
-def go(run: Run, size: int, folder: Path, *, stop: int | None = None) -> None:
+def go(
+    run: Run, size: int, folder: Path, *, stop: int | None = None, sample: Sample | None = None
+) -> None:
     """Train on so many ranks, which may all be killed before a step; the first keeps weights."""
 
     def work(ranks: Ranks) -> None:
@@ -43,7 +48,7 @@ def go(run: Run, size: int, folder: Path, *, stop: int | None = None) -> None:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop._Run, "step", step)
-            run.go(ranks=ranks)
+            run.go(ranks=ranks, sample=sample)
         if ranks.is_first:
             (run.folder / "weights").write_bytes(b"".join(run.weights().values()))
 
@@ -81,6 +86,30 @@ def test_two_ranks_with_half_of_the_model_each_learn_what_one_process_does(
         "shard-00001",
         "shard-00002",
     ]
+
+
+def test_a_model_in_pieces_learns_from_a_teacher_computes_again_and_speaks(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    settings = SIZES | {"steps": 3, "validate_every": 3, "optimizer": "adamw"}
+    alone = make_run("alone", config=make_config(**settings))
+    halves = make_run(
+        "halves", config=make_config(**settings, sharding="full", checkpointing="full")
+    )
+    for run, size in ((alone, 1), (halves, 2)):
+        run.teach = make_teacher().teach
+        go(run, size, tmp_path, sample=say_norm)
+    check_alike(alone, halves, loss=1e-5, weights=1e-4)
+    said = [run.journal()[-1]["samples"][0]["text"] for run in (alone, halves)]
+    assert float(said[1]) == pytest.approx(float(said[0]), rel=1e-5)
+
+
+@torch.no_grad()
+def say_norm(model: Transformer) -> list[dict[str, str]]:
+    """What a model says, where it is whole: the norm of its weights."""
+    assert not model.training
+    norm = sum(float(each.float().square().sum()) for each in model.parameters()) ** 0.5
+    return [{"prompt": "", "text": repr(norm)}]
 
 
 @pytest.mark.slow

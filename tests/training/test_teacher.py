@@ -190,7 +190,7 @@ def test_what_a_teacher_says_becomes_text_to_learn_from(
     exec(example.replace('"chat"', repr(str(model_folder))), {})
     found = [each.record for each in read_sources(["taught.jsonl"])]
     assert [len(each.turns) for each in found if isinstance(each, Conversation)] == [2, 2]
-    assert [each.turns[0].text for each in found if isinstance(each, Conversation)] == [
+    assert [each.turns[0].content for each in found if isinstance(each, Conversation)] == [
         "Hi!",
         "How are you?",
     ]

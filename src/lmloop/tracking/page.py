@@ -116,7 +116,7 @@ def read_samples(run: Run) -> list[Said]:
 
 def choose(runs: Collection[str], axis: str | None) -> Choice:
     """What a reader asked for; an axis that there is not is left out."""
-    known = next((each for each in AXES if each == axis), "step")
+    known: Axis = next((each for each in AXES if each == axis), "step")
     return Choice(runs=frozenset(runs), axis=known)
 
 

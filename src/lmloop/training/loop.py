@@ -164,7 +164,7 @@ class _Run:
         self._model, self._loader, self._config = self._placement.model, loader, config
         self._folder, self._progress, self._figure = folder, progress, figure
         self._loss = partial(self._placement.loss, smoothing=config.label_smoothing, teach=teach)
-        model.checkpoint(config.checkpointing)
+        self._model.checkpoint(config.checkpointing)
         self._optimizer = make_optimizer(self._model, config, placement=self._placement)
         self._patience = None if config.patience is None else Patience(config.patience)
         self.position, self._saved = Position(step=0, elapsed=0.0), 0
@@ -366,15 +366,8 @@ class _Run:
         return None
 
     def _look_up(self) -> tuple[Position, dict[str, torch.Tensor]] | None:
-        """The snapshot to go on from, which must be the same on all ranks."""
-        found = self._placement.load(self._folder, tell=self._progress.say)
-        steps = self._ranks.collect("none" if found is None else str(found[0].step))
-        if len(set(steps)) > 1:
-            raise TrainingError(
-                f"the ranks see snapshots of different steps ({', '.join(steps)}) in "
-                f"{self._folder}: give them all a --home on one shared disk"
-            )
-        return found
+        """The snapshot to go on from."""
+        return self._placement.load(self._folder, tell=self._progress.say)
 
     def _take_over(self, position: Position, tensors: dict[str, torch.Tensor]) -> None:
         try:

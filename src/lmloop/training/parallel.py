@@ -90,7 +90,7 @@ class ManyRanks(Ranks):
         flat = torch.cat([each.reshape(-1) for each in sent])
         got, sizes = flat.new_empty(sum(counts)), [each.numel() for each in sent]
         self.together(lambda: dist.all_to_all_single(got, flat, list(counts), sizes))
-        return list(got.split(list(counts)))
+        return list(torch.split(got, list(counts)))
 
     def together(self, work: Callable[[], Done]) -> Done:
         """Do what all ranks do at once; where one of them is gone, end."""

@@ -87,8 +87,18 @@ class Whole:
     def load(
         self, folder: Path, *, tell: Callable[[str], None]
     ) -> tuple[Position, dict[str, Tensor]] | None:
-        """The newest sound snapshot, as far as this rank needs it."""
-        return load_snapshot(folder, tell=tell)
+        """The newest sound snapshot, as far as this rank needs it.
+
+        Raises `TrainingError` where that is not the same on all ranks.
+        """
+        found = load_snapshot(folder, tell=tell)
+        steps = self._ranks.collect("none" if found is None else str(found[0].step))
+        if len(set(steps)) > 1:
+            raise TrainingError(
+                f"the ranks see snapshots of different steps ({', '.join(steps)}) in {folder}: "
+                "give them all a --home on one shared disk"
+            )
+        return found
 
 
 def place(model: Transformer, config: TrainConfig, ranks: Ranks) -> Whole:

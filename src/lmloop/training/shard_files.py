@@ -15,12 +15,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
     TensorProperties,
+    TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
@@ -220,6 +224,7 @@ def read_pieces(folder: Path, *, spread_of: SpreadOf, rank: int) -> dict[str, Te
     loose: dict[str, dict[int, Tensor]] = {}
     targets, items = {}, []
     for name, stored in metadata.state_dict_metadata.items():
+        assert isinstance(stored, TensorStorageMetadata), "safetensors hold tensors only"
         key, _, number = name.partition("/")
         shape, dtype = tuple(stored.size), stored.properties.dtype
         found = spread_of(key, len(shape))

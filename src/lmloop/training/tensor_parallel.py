@@ -93,7 +93,7 @@ def split_tensors(model: Transformer, mesh: DeviceMesh) -> None:
 
 def _deal(tensor: Tensor, matrices: Sequence[int], ways: int) -> Tensor:
     """Rows so ordered that equal parts of the whole have an equal part of each fused matrix."""
-    parts = [matrix.chunk(ways) for matrix in tensor.split(list(matrices))]
+    parts = [matrix.chunk(ways) for matrix in torch.split(tensor, list(matrices))]
     return torch.cat([part[way] for way in range(ways) for part in parts])
 
 
