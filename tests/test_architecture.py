@@ -29,7 +29,7 @@ LAYERS = (
     {"rounds"},
     {"pipeline"},
     {"stages"},
-    {"unfinished"},
+    {"unfinished", "auto"},
     {"compression", "updating"},
     {"training", "evaluation", "serving", "monitoring", "tracking"},
     {"inference"},

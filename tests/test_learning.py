@@ -134,3 +134,23 @@ def test_tasks_are_sections_of_one_objective_each() -> None:
 def test_tasks_that_contradict_the_section_are_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         PretrainConfig.model_validate({"steps": 1, "tasks": {"next": {}}} | changes)
+
+
+def test_rows_double_from_their_first_length_for_equal_parts_of_the_budget() -> None:
+    config = PretrainConfig(steps=9, row_tokens=512, batch_tokens=1024, first_row_tokens=128)
+    lengths = [config.row_length(share) for share in (0.0, 0.33, 0.34, 0.66, 0.67, 0.999, 1.0)]
+    assert lengths == [128, 128, 256, 256, 512, 512, 512]
+    assert PretrainConfig(steps=9, row_tokens=512).row_length(0.0) == 512
+    whole = PretrainConfig(steps=9, row_tokens=512, first_row_tokens=512)
+    assert whole.row_length(0.0) == 512
+
+
+@pytest.mark.parametrize("first", [96, 384, 1024])
+def test_a_first_length_that_does_not_double_to_the_last_is_refused(first: int) -> None:
+    with pytest.raises(ValidationError, match=f"first_row_tokens = {first} must come to"):
+        PretrainConfig(steps=9, row_tokens=512, first_row_tokens=first)
+
+
+def test_rows_of_another_objective_are_not_cut() -> None:
+    with pytest.raises(ValidationError, match="cuts rows of objective = 'causal'"):
+        PretrainConfig(steps=9, row_tokens=512, first_row_tokens=128, objective="masked")

@@ -50,6 +50,8 @@ def build_recipe(
     """Check a recipe that is already a mapping; see `load_recipe`."""
     overrides = overrides or {}
     merged = json.loads(json.dumps(data, default=str))
+    if merged.get("model") == "auto":  # so that an override of one of its keys finds a section
+        merged["model"] = {"auto": True}
     # The ways of giving a budget exclude each other: an override wins over the file.
     for dotted, value in overrides.items():
         if value is not None:

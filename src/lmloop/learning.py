@@ -185,6 +185,10 @@ class TrainConfig(Section):
         """Packed rows of one optimizer step."""
         return self.batch_tokens // self.row_tokens
 
+    def row_length(self, share: float) -> int:
+        """Tokens a row that see each other when `share` of the budget is spent."""
+        return self.row_tokens
+
     @property
     def micro_batch_rows(self) -> int:
         """Packed rows in memory at once; all of a batch until `auto` is decided."""
@@ -266,6 +270,12 @@ class PretrainConfig(TaughtConfig, ObjectiveSection):
     tasks: dict[str, TaskConfig] = Field(default={})
     """Several things to learn at once, a section `[pretrain.tasks.NAME]` each, in the place of one
     objective."""
+    start: Literal["random", "bigrams"] = "random"
+    """What a new model knows: nothing, or how often which token follows which (`causal`, with
+    `model.tie_embeddings = false`)."""
+    first_row_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Rows are cut to this length at first, then to twice that, and at last not at all (`causal`);
+    absent: they are never cut."""
 
     @model_validator(mode="after")
     def _check_tasks(self) -> PretrainConfig:
@@ -311,6 +321,32 @@ class PretrainConfig(TaughtConfig, ObjectiveSection):
                 "leave them out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_first_rows(self) -> PretrainConfig:
+        first = self.first_row_tokens
+        if first is None:
+            return self
+        times, rest = divmod(self.row_tokens, first)
+        if rest or not times or times & (times - 1):
+            raise ValueError(
+                f"first_row_tokens = {first} must come to row_tokens = {self.row_tokens} by "
+                "doubling: take its half, a quarter or an eighth"
+            )
+        others = sorted({*self.objectives.values()} - {"causal"})
+        if others:
+            raise ValueError(
+                f"first_row_tokens cuts rows of objective = 'causal', and here is {others[0]!r}: "
+                "leave it out"
+            )
+        return self
+
+    def row_length(self, share: float) -> int:
+        """Each length lasts for as much of the budget as any other."""
+        if self.first_row_tokens is None:
+            return self.row_tokens
+        lengths = int(math.log2(self.row_tokens // self.first_row_tokens)) + 1
+        return self.first_row_tokens << min(lengths - 1, int(share * lengths))
 
     @property
     def is_scored_in_bytes(self) -> bool:

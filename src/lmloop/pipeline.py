@@ -18,6 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from lmloop.auto import describe, complete
 from lmloop.config import database_setting, rank_setting
 from lmloop.errors import ArtifactError, CompressionError, PrunedError, RecipeError
 from lmloop.progress import Progress, Silent, Watch, unwatched
@@ -75,6 +76,9 @@ def walk(
         if until not in ("prepare", "tokenize"):
             find_vectors(recipe)
         told = progress if ranks.is_first else Silent()
+        if recipe.model.auto:
+            recipe = complete(recipe)
+            told.say(f"model = 'auto': {describe(recipe)}")
         shop = Workshop(
             recipe=recipe,
             home=home,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmloop.auto import complete
 from lmloop.config import home_directory, load_recipe
 from lmloop.errors import RecipeError
 from lmloop.pipeline import walk
@@ -43,7 +44,7 @@ def plan(
     """
     from lmloop.training.plan import make_plan
 
-    checked = load_recipe(recipe, overrides)
+    checked = complete(load_recipe(recipe, overrides))
     if fit and not checked.pretrain.is_scored_in_bytes:
         raise RecipeError(
             f"--fit foresees bits per byte, and pretrain.objective = "

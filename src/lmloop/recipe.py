@@ -63,6 +63,14 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _read_auto(cls, data: Any) -> Any:
+        """`model = "auto"` is a section of that alone."""
+        if isinstance(data, dict) and data.get("model") == "auto":
+            return {**data, "model": {"auto": True}}
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
     def _fit_update(cls, data: Any) -> Any:
         """Shorten the rows of an update that says nothing of them to a short context."""
         if not isinstance(data, dict):
@@ -81,6 +89,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_rows(self) -> Recipe:
+        if self.model.auto:
+            return self
         for stage in ("pretrain", "finetune", "update"):
             section: TrainConfig = getattr(self, stage)
             if section.row_tokens > self.model.context_length:
@@ -118,6 +128,44 @@ class Recipe(Section):
                     f"{stage}.teacher = {self.name!r} is what this recipe makes: give the student "
                     "another name"
                 )
+        return self
+
+    @property
+    def _objective(self) -> str:
+        """The one that all of pre-training has, or those that it has."""
+        return " and ".join(sorted({*self.pretrain.objectives.values()}))
+
+    @model_validator(mode="after")
+    def _check_auto(self) -> Recipe:
+        if not self.model.auto:
+            return self
+        for key, value, only in (
+            ("model.kind", self.model.kind, "decoder"),
+            ("pretrain.objective", self._objective, "causal"),
+            ("tokenize.kind", self.tokenize.kind, "bpe"),
+        ):
+            if value != only:
+                raise ValueError(
+                    f"model = 'auto' chooses for {key} = {only!r}, and it is {value!r}: describe "
+                    "the model instead"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Recipe:
+        """Pairs of tokens make an embedding and a head, each of which has its own part to say."""
+        if self.pretrain.start == "random":
+            return self
+        told = f"pretrain.start = {self.pretrain.start!r}"
+        if self.model.base is not None or self.model.vectors is not None:
+            given = "base" if self.model.vectors is None else "vectors"
+            raise ValueError(f"{told} and model.{given} both say what a model begins with: one")
+        if self.model.tie_embeddings:
+            raise ValueError(f"{told} needs two matrices: set model.tie_embeddings = false")
+        if self._objective != "causal" or self.model.positions == "sinusoidal":
+            other = self.model.positions == "sinusoidal"
+            key = "model.positions" if other else "pretrain.objective"
+            raise ValueError(f"{told} is for causal models of tokens alone: change {key}")
         return self
 
     @model_validator(mode="after")

@@ -122,6 +122,9 @@ class ModelSection(Section):
     base: str | None = None
     """Model to begin with instead of a new one: a name that was pulled, a folder or a `.gguf` file.
     It brings shape, tokenizer and chat template."""
+    auto: bool = Field(default=False, exclude=True)
+    """What the recipe leaves open (shape, vocabulary, batch, rates) follows from its text, budget
+    and machine; `model = "auto"` says the same."""
     kind: Literal["decoder", "encoder", "encoder-decoder"] = "decoder"
     """What it does: continue text, read it both ways, or read one text and write another."""
     num_layers: int = Field(default=6, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,24 @@ def test_segments_part_the_documents_of_a_row(shards: Shards) -> None:
             assert len({home[int(each)] for each in tokens[inside] if each != DOCUMENT}) <= 1
             assert positions[inside].tolist() == list(range(inside.sum()))
             assert DOCUMENT not in tokens[inside][1:]
+
+
+def test_cut_rows_have_the_same_tokens_and_see_no_further_than_they_reach(shards: Shards) -> None:
+    whole = make_loader(shards, row_tokens=8).rows(0, 2)
+    cut = whole.cut(4)
+    assert cut.tokens.shape == (4, 4)
+    for name in ("tokens", "targets", "learnt", "segments", "positions"):
+        before, after = getattr(whole, name), getattr(cut, name)
+        assert after.tolist() == [row[i : i + 4] for row in before.tolist() for i in (0, 4)]
+    assert whole.cut(8) is whole
+
+
+def test_rows_with_an_order_of_their_own_stay_whole(shards: Shards) -> None:
+    whole = make_loader(shards, row_tokens=8).rows(0, 2)
+    ordered = replace(whole, order=whole.positions)
+    sourced = replace(whole, source=whole.tokens)
+    assert ordered.cut(4) is ordered
+    assert sourced.cut(4) is sourced
 
 
 def test_a_split_shorter_than_a_row_is_refused(shards: Shards) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from lmloop.errors import TrainingError
+from lmloop.model.rows import PackedRows
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.arrangement import make_arrangement
 from lmloop.tokens.loader import Batch, PackedLoader
@@ -50,6 +51,23 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_learnt_targets(
                 nats.append(F.cross_entropy(model(past)[0, -1:], target).item())
     assert len(nats) == batch.learnt.sum() > 0
     assert batch_loss(model, batch).item() == pytest.approx(sum(nats) / len(nats), rel=1e-4)
+
+
+def test_rows_of_one_document_each_need_no_segments(shards_folder: Path) -> None:
+    """Told or not, the loss is the same number: one document hides nothing from itself."""
+    ids = np.arange(2 * 8).reshape(2, 8) % VOCAB_SIZE
+    places, learnt = np.tile(np.arange(8), (2, 1)), np.ones((2, 8), dtype=np.bool_)
+    model = random_model(tiny_shape(vocab_size=VOCAB_SIZE))
+    segments = np.array([[0] * 8, [1] * 8]), np.array([[0] * 8, [1] * 7 + [2]])
+    losses = [batch_loss(model, Batch(ids, ids, learnt, each, places)) for each in segments]
+    hidden = model.encode(
+        torch.from_numpy(ids).flatten(),
+        torch.from_numpy(places).flatten(),
+        PackedRows(rows=2, length=8, segments=torch.from_numpy(segments[0])),
+    )
+    expected = F.cross_entropy(model.project(hidden), torch.from_numpy(ids).flatten())
+    assert losses[0].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert losses[0].item() != losses[1].item()
 
 
 def test_a_batch_without_answers_moves_nothing(shards_folder: Path) -> None:

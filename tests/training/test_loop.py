@@ -341,6 +341,7 @@ METHODS: list[dict[str, Any]] = [
     {"label_smoothing": 0.1, "weight_decay": 0.1, "l1": 0.01, "schedule": "constant"},
     {"micro_batch_tokens": 16, "layer_decay": 0.5, "frozen": ("embedding.*",)},
     {"patience": 50, "validate_every": 1},
+    {"row_tokens": 32, "batch_tokens": 64, "first_row_tokens": 8},
 ]
 
 

@@ -43,6 +43,18 @@ class Batch:
     source_positions: NDArray[np.int64] | None = None
     """[B, S]."""
 
+    def cut(self, length: int) -> Batch:
+        """The same tokens in rows of `length`, which divides T: more rows, and shorter sight.
+
+        Positions stay those of the documents. Rows of an order of their own, and those with a
+        source, stay whole: what they ask for lies anywhere in them.
+        """
+        if length == self.tokens.shape[1] or self.order is not None or self.source is not None:
+            return self
+        parts = (self.tokens, self.targets, self.learnt, self.segments, self.positions)
+        tokens, targets, learnt, segments, positions = (part.reshape(-1, length) for part in parts)
+        return Batch(tokens, targets, learnt, segments, positions)
+
 
 class PackedLoader:
     """Endless rows over one split: plainly causal ones, or as an arrangement lays them out."""

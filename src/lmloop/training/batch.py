@@ -43,7 +43,7 @@ def learnt_states(model: Transformer, batch: Batch) -> Tensor:
     view = PackedRows(
         rows=rows,
         length=length,
-        segments=torch.from_numpy(batch.segments).to(device),
+        segments=_read_segments(batch, device),
         order=None if batch.order is None else torch.from_numpy(batch.order).to(device),
         source=_read_source(model, batch),
     )
@@ -51,6 +51,17 @@ def learnt_states(model: Transformer, batch: Batch) -> Tensor:
     if batch.learnt.all():
         return hidden
     return hidden[torch.from_numpy(batch.learnt).flatten().nonzero()[:, 0].to(device)]
+
+
+def _read_segments(batch: Batch, device: torch.device) -> Tensor | None:
+    """Which document each token is of; None where a row is of one alone: the mask is simpler then.
+
+    A source knows its documents by these numbers, so that they stay where there is one.
+    """
+    segments = batch.segments
+    if batch.source is None and (segments == segments[:, :1]).all():
+        return None
+    return torch.from_numpy(segments).to(device)
 
 
 def _read_source(model: Transformer, batch: Batch) -> Source | None:

@@ -168,6 +168,7 @@ class _Run:
         self._optimizer = make_optimizer(self._model, config, placement=self._placement)
         self._patience = None if config.patience is None else Patience(config.patience)
         self.position, self._saved = Position(step=0, elapsed=0.0), 0
+        self._row_length = config.row_tokens
         self._returns: Counter[int] = Counter()
         self._left_out = 0  # batches in a row
         found = self._look_up()
@@ -199,6 +200,7 @@ class _Run:
             decay_share=config.decay_share,
             final_share=config.final_share,
         )
+        self._row_length = config.row_length(share)
         value, told = self._gradient()
         trouble, norm = self._soundness.judge(value), None
         if trouble is None:
@@ -301,7 +303,8 @@ class _Run:
     def _pieces(self) -> list[Piece]:
         """This rank's part of the next batch, in the pieces that are in memory at once."""
         first, rows = self._ranks.part(*self._rows, copies=self._placement.copies)
-        return cut_rows(self._loader, first, rows, at_once=self._config.micro_batch_rows)
+        pieces = cut_rows(self._loader, first, rows, at_once=self._config.micro_batch_rows)
+        return [replace(piece, batch=piece.batch.cut(self._row_length)) for piece in pieces]
 
     @property
     def _rows(self) -> tuple[int, int]:

@@ -34,6 +34,7 @@ from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.tokens.vector_files import load_vectors
 from lmloop.training.adapting import adapt, fold, held_bytes
+from lmloop.training.bigrams import COUNTED, begin_with_bigrams
 from lmloop.training.embeddings import initialise_embedding
 from lmloop.training.figures import Validate, open_figure, open_measure
 from lmloop.training.gauge import make_gauge
@@ -93,6 +94,10 @@ def pretrain(
         require_memory(sizes, config, free=free, source_tokens=_source_tokens(arrangements))
         model = Transformer(sizes)
         initialise(model, seed=seed)
+        if config.start == "bigrams":
+            train = Shards.open(shards, "train")
+            ids = train.read(0, min(train.num_tokens, COUNTED))
+            begin_with_bigrams(model, ids, seed=seed)
     if shape.vectors is not None:
         given["words_with_vectors"] = initialise_embedding(
             model.embedding.weight,

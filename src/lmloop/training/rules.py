@@ -6,11 +6,13 @@ it is the same for every rule, and acts on the points that a rule moves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 EPSILON = 1e-10
 
@@ -29,7 +31,11 @@ class Rule(Protocol):
 
 
 class Elementwise:
-    """One of PyTorch's own optimizers, fused."""
+    """PyTorch's own AdamW or SGD with Nesterov's momentum, fused.
+
+    Their functions are called, not the classes: making one of those imports PyTorch's compiler,
+    which takes a second, and a short run has few of them.
+    """
 
     def __init__(
         self,
@@ -41,38 +47,26 @@ class Elementwise:
         betas: tuple[float, float],
     ) -> None:
         """`method` is "adamw" or "sgd"; `rates` are peak rates of all `masters`."""
-        self._masters, self._method, self._peaks = masters, method, sorted(set(rates.values()))
-        groups = [
-            {"params": [masters[name] for name in masters if rates[name] == peak]}
-            for peak in self._peaks
-        ]
-        self._inner: torch.optim.Optimizer
-        if method == "sgd":
-            self._inner = torch.optim.SGD(
-                groups, lr=1.0, momentum=momentum, nesterov=momentum > 0, fused=True
-            )
-        else:
-            self._inner = torch.optim.AdamW(
-                groups, lr=1.0, betas=betas, eps=EPSILON, weight_decay=0.0, fused=True
-            )
+        self._masters, self._method = masters, method
+        self._momentum, self._betas = momentum, betas
+        self._groups = {
+            peak: [name for name in masters if rates[name] == peak]
+            for peak in sorted(set(rates.values()))
+        }
+        self._moments: dict[str, dict[str, Tensor]] = {name: {} for name in masters}
 
     def step(self, grads: Mapping[str, Tensor], factor: float, *, shrink: float) -> None:
         """As the rule says."""
-        for name, master in self._masters.items():
-            master.grad = grads[name].float().mul_(shrink)
-        for group, peak in zip(self._inner.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
-        self._inner.step()
-        for master in self._masters.values():
-            master.grad = None
+        move = self._move_sgd if self._method == "sgd" else self._move_adamw
+        for peak, names in self._groups.items():
+            move(names, [grads[name].float() * shrink for name in names], rate=peak * factor)
 
     def state(self) -> dict[str, Tensor]:
         """Moments by the parameter's name."""
         return {
             f"{self._method}.{key}.{name}": tensor
-            for name, master in self._masters.items()
-            for key, tensor in self._inner.state[master].items()
-            if tensor is not None
+            for name, moments in self._moments.items()
+            for key, tensor in moments.items()
         }
 
     def load_state(self, named: Mapping[str, Tensor]) -> None:
@@ -81,7 +75,52 @@ class Elementwise:
             for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
                 tensor = named.get(f"{self._method}.{key}.{name}")
                 if tensor is not None:
-                    self._inner.state[master][key] = tensor.to(master.device, copy=True)
+                    self._moments[name][key] = tensor.to(master.device, copy=True)
+
+    @torch.no_grad()
+    def _move_adamw(self, names: Sequence[str], grads: list[Tensor], *, rate: float) -> None:
+        for name in names:
+            if not self._moments[name]:
+                master = self._masters[name]
+                self._moments[name] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                    "exp_avg": torch.zeros_like(master),
+                    "exp_avg_sq": torch.zeros_like(master),
+                }
+        adamw(
+            [self._masters[name] for name in names],
+            grads,
+            *([self._moments[name][key] for name in names] for key in ("exp_avg", "exp_avg_sq")),
+            [],
+            [self._moments[name]["step"] for name in names],
+            fused=True,
+            amsgrad=False,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
+            lr=rate,
+            weight_decay=0.0,
+            eps=EPSILON,
+            maximize=False,
+        )
+
+    @torch.no_grad()
+    def _move_sgd(self, names: Sequence[str], grads: list[Tensor], *, rate: float) -> None:
+        kept = [self._moments[name].get("momentum_buffer") for name in names]
+        sgd(
+            [self._masters[name] for name in names],
+            grads,
+            kept,
+            fused=True,
+            weight_decay=0.0,
+            momentum=self._momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=self._momentum > 0,
+            maximize=False,
+        )
+        for name, momentum in zip(names, kept, strict=True):
+            if momentum is not None:
+                self._moments[name]["momentum_buffer"] = momentum
 
 
 class ScheduleFree:

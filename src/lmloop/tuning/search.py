@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmloop.auto import complete
 from lmloop.config import home_directory, load_recipe
 from lmloop.errors import DivergedError, PrunedError, RecipeError, UsageError
 from lmloop.pipeline import walk
@@ -98,7 +99,7 @@ def tune(
     if stage not in STAGES:
         raise UsageError(f"--stage {stage} is none: give {', '.join(STAGES)}")
     space = parse_space(over)
-    base = load_recipe(recipe, overrides)
+    base = complete(load_recipe(recipe, overrides))
     _require_effect(space, STAGES[stage])
     search = _Search(
         recipe=recipe,

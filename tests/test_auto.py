@@ -1,0 +1,132 @@
+"""What `model = "auto"` chooses, and what it leaves as it was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmloop.auto import choose, describe, complete
+from lmloop.config import build_recipe, load_recipe
+from lmloop.errors import RecipeError, SourceError
+from lmloop.recipe import Recipe
+from lmloop.stages import STAGES
+
+RATE = 3e11
+"""Of two cores with AMX."""
+
+
+def make_recipe(tmp_path: Path, **sections: Any) -> Recipe:
+    source = tmp_path / "text.txt"
+    source.write_text("to be or not to be\n" * 1000, encoding="utf-8")
+    whole = {"name": "a", "model": "auto", "prepare": {"sources": [str(source)]}, **sections}
+    return build_recipe({"pretrain": {"budget": "90s"}} | whole)
+
+
+def test_ninety_seconds_of_two_cores_on_shakespeare_choose_what_the_search_found(
+    tmp_path: Path,
+) -> None:
+    chosen = choose(make_recipe(tmp_path), text_bytes=4_551_478, rate=RATE)
+    assert (chosen["model"]["num_layers"], chosen["model"]["hidden_size"]) == (4, 256)
+    assert 2560 <= chosen["tokenize"]["vocab_size"] <= 3200
+    assert chosen["pretrain"]["batch_tokens"] == 2048
+    assert chosen["pretrain"]["start"] == "bigrams"
+
+
+@pytest.mark.parametrize("size", [2_000, 4_551_478, 10**10])
+def test_more_time_never_chooses_less_of_anything(tmp_path: Path, size: int) -> None:
+    keys = [("model", "hidden_size"), ("model", "num_layers"), ("pretrain", "batch_tokens")]
+    before = dict.fromkeys(keys, 0)
+    for budget in ("1s", "10s", "90s", "10m", "2h", "99h"):
+        recipe = make_recipe(tmp_path, pretrain={"budget": budget})
+        chosen = choose(recipe, text_bytes=size, rate=RATE)
+        now = {key: chosen[key[0]][key[1]] for key in keys}
+        assert all(now[key] >= before[key] for key in keys)
+        before = now
+
+
+def test_a_small_text_gets_a_small_model_however_long_it_may_learn(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, pretrain={"budget": "24h"})
+    small, large = (choose(recipe, text_bytes=size, rate=RATE) for size in (20_000, 10**9))
+    assert small["model"]["hidden_size"] < large["model"]["hidden_size"]
+    assert small["tokenize"]["vocab_size"] < large["tokenize"]["vocab_size"]
+
+
+def test_the_largest_budget_meets_the_law_of_large_models(tmp_path: Path) -> None:
+    """1e18 operations: some 90 million parameters and twenty tokens for each."""
+    recipe = make_recipe(tmp_path, pretrain={"budget": "1h"})
+    model = choose(recipe, text_bytes=10**10, rate=1e18 / 3600)["model"]
+    blocks = 11.5 * model["num_layers"] * model["hidden_size"] ** 2
+    assert 6e7 < blocks < 1.4e8
+
+
+def test_what_the_recipe_says_stays_and_the_rest_fits_around_it(tmp_path: Path) -> None:
+    settled = complete(
+        make_recipe(
+            tmp_path,
+            model={"auto": True, "num_layers": 3, "context_length": 128},
+            tokenize={"vocab_size": 700},
+            pretrain={"steps": 200, "learning_rate": 0.01},
+            prepare={"sources": [str(tmp_path / "text.txt")], "min_characters": 7},
+        ),
+        rate=RATE,
+    )
+    assert settled.model.num_layers == 3
+    assert settled.model.num_heads * settled.model.head_dim == settled.model.hidden_size
+    assert settled.pretrain.row_tokens == settled.finetune.row_tokens == 128
+    assert settled.update.row_tokens == 128
+    assert settled.tokenize.vocab_size == 700
+    assert settled.pretrain.learning_rate == 0.01
+    assert settled.prepare.min_characters == 7
+
+
+def test_a_settled_recipe_is_one_that_somebody_could_have_written(tmp_path: Path) -> None:
+    settled = complete(make_recipe(tmp_path), rate=RATE)
+    written = Recipe.model_validate(settled.model_dump(exclude_unset=True))
+    assert not settled.model.auto
+    assert complete(settled) is settled
+    for stage in STAGES.values():
+        assert stage.settings(settled) == stage.settings(written)
+    assert f"{settled.model.num_layers} layers of {settled.model.hidden_size}" in describe(settled)
+
+
+def test_the_machine_of_the_test_chooses_the_same_twice(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    assert complete(recipe) == complete(recipe)
+
+
+def test_auto_is_read_from_a_file_and_overridden_key_by_key(tmp_path: Path) -> None:
+    make_recipe(tmp_path)
+    file = tmp_path / "recipe.toml"
+    file.write_text('name = "a"\nmodel = "auto"\n[prepare]\nsources = ["text.txt"]\n')
+    recipe = load_recipe(file, {"model.num_layers": 5})
+    assert recipe.model.auto
+    assert recipe.model.num_layers == 5
+
+
+def test_a_replay_is_refused_with_what_to_give_instead(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="give pretrain.budget or pretrain.steps"):
+        complete(make_recipe(tmp_path, pretrain={"replay": "journal.jsonl"}))
+
+
+@pytest.mark.parametrize(
+    ("section", "keys", "told"),
+    [
+        ("model", {"auto": True, "kind": "encoder"}, "model.kind"),
+        ("pretrain", {"steps": 9, "objective": "prefix"}, "pretrain.objective"),
+        ("tokenize", {"kind": "character"}, "tokenize.kind"),
+        ("model", {"auto": True, "base": "smollm2"}, "base brings its own shape"),
+    ],
+)
+def test_what_it_does_not_choose_for_is_refused(
+    tmp_path: Path, section: str, keys: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RecipeError, match=told):
+        make_recipe(tmp_path, **{section: keys})
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, prepare={"sources": [str(tmp_path / "nothing.txt")]})
+    with pytest.raises(SourceError, match=r"nothing\.txt"):
+        complete(recipe)
