@@ -37,13 +37,13 @@ def parse_arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def peer_python(name: str, packages: Sequence[str]) -> Path:
+def peer_python(name: str, packages: Sequence[str], beside: Sequence[str] = (TORCH,)) -> Path:
     """The Python of a peer's own environment `.venv-peers/<name>`, made on first use."""
     folder = ROOT / ".venv-peers" / name
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", TORCH, *packages]
+        command = [str(python), "-m", "pip", "install", "--quiet", *beside, *packages]
         subprocess.run(command, check=True, stdout=sys.stderr)
         (folder / "ready").touch()
     return python

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lmloop.auto import choose, describe, complete
+from lmloop.auto import choose, complete, describe
 from lmloop.config import build_recipe, load_recipe
 from lmloop.errors import RecipeError, SourceError
 from lmloop.recipe import Recipe

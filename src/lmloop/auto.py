@@ -21,7 +21,7 @@ HEAD = 64
 """Width of a head, and of hidden size a layer: both are the field's habit."""
 BLOCK = 11.5
 """Parameters of a block over its width squared: attention 4, SwiGLU of 2.5 times the width."""
-SMALL_RUN, SMALL_MODEL, SLOPE = 2.8e13, 3.5e6, 0.31
+SMALL_RUN, SMALL_MODEL, SLOPE = 2.8e13, 2.6e6, 0.32
 """Operations of ninety seconds on two cores, the best parameters for them, and the exponent that
 leads from there to Hoffmann et al. 2022: 20 tokens a parameter at 1e18 operations."""
 LEAST_MODEL = 3e6

@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from lmloop.auto import describe, complete
+from lmloop.auto import complete, describe
 from lmloop.config import database_setting, rank_setting
 from lmloop.errors import ArtifactError, CompressionError, PrunedError, RecipeError
 from lmloop.progress import Progress, Silent, Watch, unwatched

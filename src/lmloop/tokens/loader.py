@@ -51,9 +51,13 @@ class Batch:
         """
         if length == self.tokens.shape[1] or self.order is not None or self.source is not None:
             return self
-        parts = (self.tokens, self.targets, self.learnt, self.segments, self.positions)
-        tokens, targets, learnt, segments, positions = (part.reshape(-1, length) for part in parts)
-        return Batch(tokens, targets, learnt, segments, positions)
+        return Batch(
+            tokens=self.tokens.reshape(-1, length),
+            targets=self.targets.reshape(-1, length),
+            learnt=self.learnt.reshape(-1, length),
+            segments=self.segments.reshape(-1, length),
+            positions=self.positions.reshape(-1, length),
+        )
 
 
 class PackedLoader:

@@ -55,29 +55,33 @@ def begin_with_bigrams(model: Transformer, ids: NDArray[np.int64], *, seed: int)
     weights = torch.from_numpy(np.sqrt(frequency / frequency.mean())).float().clamp(LEAST, MOST)
     rows, columns, counts = count_pairs(ids, vocab_size=vocabulary)
     gains = np.log1p(counts / (SMOOTHING * chances.numpy()[columns])) * weights.numpy()[rows]
-    square = (vocabulary, vocabulary)
-    matrix = csr_array((gains.astype(np.float32), (rows, columns)), shape=square)
+    places = (rows, columns)
+    matrix = csr_array((gains.astype(np.float32), places), shape=(vocabulary, vocabulary))
     rank = min(width, vocabulary) - 2
     before, sizes, after = _decompose(matrix, rank, draw=draw)
-    before = before / weights[:, None] * sizes.sqrt()
-    after = after * sizes.sqrt()
-
-    # Each state has the square D: of how frequent tokens are, of the token, and of nothing.
-    usual = before.square().sum(1).quantile(0.95).clamp(min=1e-6)
-    grow = (FILLED * width / usual).sqrt()
-    before, after = before * grow, after / grow
-    square = before.square().sum(1, keepdim=True)
-    before *= (LARGEST * width / square).sqrt().clamp(max=1.0)
-    rest = width * (1 - COMMON) - before.square().sum(1, keepdim=True)
-    common, logs = (COMMON * width) ** 0.5, chances.log()
-    states = torch.cat([torch.full_like(rest, common), rest.clamp(min=0).sqrt(), before], dim=1)
-    heads = torch.cat(
-        [(logs - logs.mean())[:, None] / common, torch.zeros_like(rest), after], dim=1
+    states, heads = _lay_out(
+        before / weights[:, None] * sizes.sqrt(), after * sizes.sqrt(), chances.log(), width=width
     )
     # No number of a state is special to norms and products behind: turn them all.
     turn, _ = torch.linalg.qr(torch.randn(width, rank + 2, generator=draw))
     model.embedding.weight.copy_(states @ turn.T)
     model.head.weight.copy_(heads @ turn.T)
+
+
+def _lay_out(before: Tensor, after: Tensor, logs: Tensor, *, width: int) -> tuple[Tensor, Tensor]:
+    """States and heads [V, r + 2] whose products are `before` · `after` and, for all, `logs` [V].
+
+    Each state has the square D: of how frequent tokens are, of the token, and of nothing.
+    """
+    usual = before.square().sum(1).quantile(0.95).clamp(min=1e-6)
+    grow = (FILLED * width / usual).sqrt()
+    before, after = before * grow, after / grow
+    before *= (LARGEST * width / before.square().sum(1, keepdim=True)).sqrt().clamp(max=1.0)
+    rest = width * (1 - COMMON) - before.square().sum(1, keepdim=True)
+    common = (COMMON * width) ** 0.5
+    states = torch.cat([torch.full_like(rest, common), rest.clamp(min=0).sqrt(), before], dim=1)
+    heads = [(logs - logs.mean())[:, None] / common, torch.zeros_like(rest), after]
+    return states, torch.cat(heads, dim=1)
 
 
 def _decompose(matrix: csr_array, rank: int, *, draw: torch.Generator) -> tuple[Tensor, ...]:

@@ -90,7 +90,8 @@ class Elementwise:
         adamw(
             [self._masters[name] for name in names],
             grads,
-            *([self._moments[name][key] for name in names] for key in ("exp_avg", "exp_avg_sq")),
+            [self._moments[name]["exp_avg"] for name in names],
+            [self._moments[name]["exp_avg_sq"] for name in names],
             [],
             [self._moments[name]["step"] for name in names],
             fused=True,
