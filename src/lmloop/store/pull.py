@@ -39,6 +39,7 @@ from lmloop.store.artifact import (
     make_folder,
 )
 from lmloop.store.catalogue import Entry, Package, WeightFile, find_entry, read_catalogue
+from lmloop.store.disk import free_space
 
 STAGE = "pull"
 HUB_SECONDS = 4.0
@@ -139,7 +140,7 @@ def _require_space(home: Path, entry: Entry) -> None:
     """Raise `DiskFullError` before a download that the disk cannot hold."""
     make_folder(home)
     needed = entry.bytes + (0 if entry.package is None else entry.package.bytes)
-    free = shutil.disk_usage(home).free
+    free = free_space(home)
     if free < needed:
         raise DiskFullError(
             f"{entry.name} needs {needed / 1e6:.0f} MB while it is pulled and the disk of {home} "
