@@ -60,6 +60,6 @@ def test_runs_are_lines_of_a_table_and_none_is_said(capsys: pytest.CaptureFixtur
     show_runs([run])
     head, line = capsys.readouterr().out.splitlines()
     assert head.split() == [
-        *("name", "stage", "state", "step", "done", "loss", "validation", "tok/s", "began")
+        *("name", "stage", "state", "step", "done", "loss", "validation", "tok/s", "peak", "began")
     ]
     assert line.split()[:4] == ["tiny", "pretrain", "lost", "-"]

@@ -158,9 +158,9 @@ def train_kind(
     kept: list[Any] = []
     real = loop._Run.finish
 
-    def finish(self: Any, validate: Any) -> float:
+    def finish(self: Any, name: str, validate: Any) -> float:
         kept.append(self._optimizer)
-        return real(self, validate)
+        return real(self, name, validate)
 
     seen: list[int] = []
     rows = PackedLoader.rows

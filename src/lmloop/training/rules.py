@@ -59,7 +59,7 @@ class Elementwise:
         """As the rule says."""
         move = self._move_sgd if self._method == "sgd" else self._move_adamw
         for peak, names in self._groups.items():
-            move(names, [grads[name].float() * shrink for name in names], rate=peak * factor)
+            move(names, [grads[name].float().mul_(shrink) for name in names], rate=peak * factor)
 
     def state(self) -> dict[str, Tensor]:
         """Moments by the parameter's name."""
