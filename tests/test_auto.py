@@ -81,6 +81,31 @@ def test_what_the_recipe_says_stays_and_the_rest_fits_around_it(tmp_path: Path) 
     assert settled.prepare.min_characters == 7
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": {"auto": True, "context_length": 130}},
+        {"model": {"auto": True, "context_length": 9}},
+        {"model": {"auto": True, "tie_embeddings": True}},
+        {"model": {"auto": True, "positions": "sinusoidal"}},
+        {"pretrain": {"budget": "9s", "row_tokens": 100}},
+        {"pretrain": {"budget": "9s", "batch_tokens": 512}},
+        {"finetune": {"budget": "9s", "row_tokens": 100}},
+        {"update": {"row_tokens": 100}},
+    ],
+)
+def test_odd_things_that_a_recipe_says_are_fitted_around(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    settled = complete(make_recipe(tmp_path, **given), rate=RATE)
+    for section, keys in given.items():
+        for key, value in keys.items():
+            assert key == "auto" or getattr(getattr(settled, section), key) == value
+    for section in (settled.pretrain, settled.finetune, settled.update):
+        assert section.batch_tokens % section.row_tokens == 0
+        assert section.row_tokens <= settled.model.context_length
+
+
 def test_a_settled_recipe_is_one_that_somebody_could_have_written(tmp_path: Path) -> None:
     settled = complete(make_recipe(tmp_path), rate=RATE)
     written = Recipe.model_validate(settled.model_dump(exclude_unset=True))

@@ -9,11 +9,12 @@ meeting published laws at the long one; nothing is timed, so the same inputs alw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmloop.corpus.sources import find_sources
 from lmloop.errors import RecipeError
+from lmloop.learning import TrainConfig
 from lmloop.recipe import Recipe
 from lmloop.sections import Section, parse_duration
 
@@ -36,21 +37,29 @@ HEAD_SHARE = 0.25
 """Parameters of the head over those of the blocks, at most."""
 
 
-def complete(recipe: Recipe, *, rate: float | None = None) -> Recipe:
+def complete(
+    recipe: Recipe,
+    *,
+    rate: float | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Recipe:
     """The recipe with nothing left open, or itself where it asks for nothing.
 
     `rate` is what the machine sustains in training, operations a second; absent: what is expected
-    of its kind. Raises `RecipeError` where neither `pretrain.budget` nor `pretrain.steps` says how
-    long, and `SourceError` where the text is missing.
+    of its kind. `tell` is told in a line what was chosen. Raises `RecipeError` where neither
+    `pretrain.budget` nor `pretrain.steps` says how long, and `SourceError` where text is missing.
     """
     if not recipe.model.auto:
         return recipe
     sources = find_sources(recipe.prepare.sources)
     size = sum(file.path.stat().st_size for source in sources for file in source.files)
     chosen = choose(recipe, text_bytes=size, rate=_expected_rate() if rate is None else rate)
-    return Recipe(
+    whole = Recipe(
         **{name: _fill(getattr(recipe, name), chosen.get(name, {})) for name in Recipe.model_fields}
     )
+    if tell is not None:
+        tell(f"model = 'auto': {describe(whole)}")
+    return whole
 
 
 def describe(recipe: Recipe) -> str:
@@ -81,28 +90,45 @@ def choose(recipe: Recipe, *, text_bytes: int, rate: float) -> dict[str, dict[st
     tokens = operations / (6 * (blocks + vocabulary * width))
     row = _clamp(_power(512 * (tokens / 1e7) ** 0.25), 512, 4096)
     row = min(row, model.setdefault("context_length", row))
-    batch = max(row, _clamp(_power(BATCH * math.sqrt(tokens / BATCH_RUN)), BATCH, 1 << 19))
+    batch = _clamp(_power(BATCH * math.sqrt(tokens / BATCH_RUN)), BATCH, 1 << 19)
     calm = math.sqrt(256 / width)
     return {
         "tokenize": {"vocab_size": vocabulary},
-        "model": model | {"auto": False, "tie_embeddings": False},
+        "model": {"tie_embeddings": False} | model,
         "pretrain": {
-            "start": "bigrams",
-            "row_tokens": row,
-            "first_row_tokens": row // 4,
-            "batch_tokens": batch,
+            **_choose_start(recipe),
+            **_choose_rows(recipe.pretrain, row, batch, grow=True),
             "learning_rate": 0.006 * calm,
             "weight_decay": 0.1,
             "decay_share": 0.8,
         },
         "finetune": {
-            "row_tokens": row,
-            "batch_tokens": max(row, 2 * batch),
+            **_choose_rows(recipe.finetune, row, 2 * batch),
             "learning_rate": 0.001 * calm,
             "matrix_learning_rate": 0.005,
         },
-        "update": {"row_tokens": row, "batch_tokens": max(row, 2 * batch)},
+        "update": _choose_rows(recipe.update, row, 2 * batch),
     }
+
+
+def _choose_start(recipe: Recipe) -> dict[str, Any]:
+    """Bigrams, unless the recipe has said what keeps them out."""
+    model = recipe.model
+    is_tied = model.tie_embeddings and "tie_embeddings" in model.model_fields_set
+    if is_tied or model.vectors is not None or model.positions == "sinusoidal":
+        return {}
+    return {"start": "bigrams"}
+
+
+def _choose_rows(
+    section: TrainConfig, row: int, batch: int, *, grow: bool = False
+) -> dict[str, Any]:
+    """Rows of `row` tokens and about `batch` of them a step, in whole rows."""
+    if "row_tokens" in section.model_fields_set:
+        row = section.row_tokens
+    chosen = {"row_tokens": row, "batch_tokens": _round(batch, row)}
+    first = row // 4
+    return chosen | ({"first_row_tokens": first} if grow and 4 * first == row >= 32 else {})
 
 
 def _choose_shape(recipe: Recipe, parameters: float) -> dict[str, Any]:

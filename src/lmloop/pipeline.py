@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from lmloop.auto import complete, describe
+from lmloop.auto import complete
 from lmloop.config import database_setting, rank_setting
 from lmloop.errors import ArtifactError, CompressionError, PrunedError, RecipeError
 from lmloop.progress import Progress, Silent, Watch, unwatched
@@ -76,9 +76,7 @@ def walk(
         if until not in ("prepare", "tokenize"):
             find_vectors(recipe)
         told = progress if ranks.is_first else Silent()
-        if recipe.model.auto:
-            recipe = complete(recipe)
-            told.say(f"model = 'auto': {describe(recipe)}")
+        recipe = complete(recipe, tell=told.say)
         shop = Workshop(
             recipe=recipe,
             home=home,

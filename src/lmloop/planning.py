@@ -44,7 +44,8 @@ def plan(
     """
     from lmloop.training.plan import make_plan
 
-    checked = complete(load_recipe(recipe, overrides))
+    told = Silent() if progress is None else progress
+    checked = complete(load_recipe(recipe, overrides), tell=told.say)
     if fit and not checked.pretrain.is_scored_in_bytes:
         raise RecipeError(
             f"--fit foresees bits per byte, and pretrain.objective = "
@@ -55,7 +56,7 @@ def plan(
     shop = Workshop(
         recipe=checked,
         home=home_directory(home),
-        progress=Silent() if progress is None else progress,
+        progress=told,
     )
     if fit:
         tune()
@@ -105,7 +106,7 @@ def plan_cluster(
     from lmloop.training.layouts import try_layouts
     from lmloop.training.shape import model_config
 
-    checked = load_recipe(recipe, overrides)
+    checked = complete(load_recipe(recipe, overrides))
     section = checked.pretrain
     if tokens is None and section.steps is None:
         raise RecipeError(
