@@ -7,6 +7,7 @@ Takes: a recipe. Gives: a `Plan`. Text that is tokenized already is counted, oth
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,12 +176,14 @@ def _fit(shop: Workshop, shards: Artifact, plan: Plan, *, seconds: float) -> Exp
     from lmloop.tokens.loader import PackedLoader
     from lmloop.tokens.shards import Shards
     from lmloop.tokens.tokenizer import Tokenizer
+    from lmloop.training.bigrams import begin
     from lmloop.training.pilot import run_pilots
     from lmloop.training.scaling import count_repeated, fit_scaling
 
     recipe, tokenizer = shop.recipe, Tokenizer.open(shards.path)
+    train = Shards.open(shards.path, "train")
     loader = PackedLoader(
-        Shards.open(shards.path, "train"),
+        train,
         row_tokens=recipe.pretrain.row_tokens,
         document_id=tokenizer.document_id,
         answers_only=False,
@@ -194,7 +197,7 @@ def _fit(shop: Workshop, shards: Artifact, plan: Plan, *, seconds: float) -> Exp
         loader=loader,
         unique_tokens=plan.text.tokens,
         seconds=seconds,
-        seed=recipe.seed,
+        begin=partial(begin, shards=train, start=recipe.pretrain.start, seed=recipe.seed),
         validate=make_validation(shop, shards.path),
         progress=shop.progress,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from lmloop.errors import TrainingError
 from lmloop.learning import PretrainConfig
 from lmloop.model.cost import count_parameters
+from lmloop.model.init import initialise
 from lmloop.sections import ModelSection
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.shards import Shards
@@ -60,7 +62,7 @@ def test_each_width_is_trained_for_three_lengths(
         loader=loader,
         unique_tokens=100,
         seconds=0.001,
-        seed=0,
+        begin=partial(initialise, seed=0),
         validate=embedding_norm,
         progress=Said(),
     )

@@ -14,7 +14,9 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from lmloop.errors import TrainingError
+from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
+from lmloop.tokens.shards import Shards
 
 SMOOTHING = 20.0
 """How many times a token counts as seen before any other, after frequencies, on top of its own."""
@@ -32,6 +34,14 @@ def count_pairs(ids: NDArray[np.int64], *, vocab_size: int) -> tuple[NDArray[np.
     """Rows, columns and counts [P] of the pairs of neighbours that occur, sorted."""
     keys, counts = np.unique(ids[:-1] * vocab_size + ids[1:], return_counts=True)
     return *np.divmod(keys, vocab_size), counts
+
+
+def begin(model: Transformer, shards: Shards, *, start: str, seed: int) -> None:
+    """Fill a new model as a recipe's `start` says, from the split that it is to learn."""
+    initialise(model, seed=seed)
+    if start == "bigrams":
+        ids = shards.read(0, min(shards.num_tokens, COUNTED))
+        begin_with_bigrams(model, ids, seed=seed)
 
 
 @torch.no_grad()

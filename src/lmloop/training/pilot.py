@@ -15,7 +15,6 @@ from lmloop.learning import PretrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
 from lmloop.model.hardware import best_device, settle_dtype
-from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Silent
 from lmloop.sections import ModelSection
@@ -41,11 +40,13 @@ def run_pilots(
     loader: PackedLoader,
     unique_tokens: int,
     seconds: float,
-    seed: int,
+    begin: Callable[[Transformer], None],
     validate: Callable[[Transformer], float],
     progress: Progress,
 ) -> list[Measured]:
     """Train a model for each width and length, `seconds` in all; `validate` gives the loss.
+
+    `begin` fills a new model as the recipe's own would be.
 
     Every run ends its own schedule: the loss in the middle of another is not that of a finished
     run (Hoffmann et al. 2022, appendix B). Each width gets the same time.
@@ -61,7 +62,7 @@ def run_pilots(
                 short = section.model_copy(
                     update={"steps": steps, "budget": None, "replay": None, "patience": None}
                 )
-                loss = _train(config, short, loader, seed=seed, validate=validate)
+                loss = _train(config, short, loader, begin=begin, validate=validate)
                 tokens = count_repeated(steps * section.batch_tokens, unique=unique_tokens)
                 parameters = count_parameters(config)
                 measured.append(Measured(parameters=parameters, tokens=tokens, loss=loss))
@@ -101,11 +102,11 @@ def _train(
     section: PretrainConfig,
     loader: PackedLoader,
     *,
-    seed: int,
+    begin: Callable[[Transformer], None],
     validate: Callable[[Transformer], float],
 ) -> float:
     model = Transformer(config)
-    initialise(model, seed=seed)
+    begin(model)
     model.to(device=best_device(), dtype=settle_dtype(section.precision))
     # One measurement, at the end, and the one snapshot that a run ends with.
     assert section.steps is not None

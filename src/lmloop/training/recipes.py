@@ -21,7 +21,6 @@ from lmloop.learning import PretrainConfig, TaughtConfig, TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
 from lmloop.model.hardware import best_device, free_memory, settle_dtype
-from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Watch, unwatched
 from lmloop.sections import ModelSection
@@ -34,7 +33,7 @@ from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.tokens.vector_files import load_vectors
 from lmloop.training.adapting import adapt, fold, held_bytes
-from lmloop.training.bigrams import COUNTED, begin_with_bigrams
+from lmloop.training.bigrams import begin
 from lmloop.training.embeddings import initialise_embedding
 from lmloop.training.figures import Validate, open_figure, open_measure
 from lmloop.training.gauge import make_gauge
@@ -93,11 +92,7 @@ def pretrain(
         free = free_memory() * (ranks.size if config.is_cut else 1)
         require_memory(sizes, config, free=free, source_tokens=_source_tokens(arrangements))
         model = Transformer(sizes)
-        initialise(model, seed=seed)
-        if config.start == "bigrams":
-            train = Shards.open(shards, "train")
-            ids = train.read(0, min(train.num_tokens, COUNTED))
-            begin_with_bigrams(model, ids, seed=seed)
+        begin(model, Shards.open(shards, "train"), start=config.start, seed=seed)
     if shape.vectors is not None:
         given["words_with_vectors"] = initialise_embedding(
             model.embedding.weight,
