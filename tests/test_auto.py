@@ -135,6 +135,81 @@ def test_a_replay_is_refused_with_what_to_give_instead(tmp_path: Path) -> None:
         complete(make_recipe(tmp_path, pretrain={"replay": "journal.jsonl"}))
 
 
+@pytest.mark.parametrize("context", [8, 20, 130, 300, 1000])
+def test_any_context_length_gets_rows_that_double_and_fill_batches(
+    tmp_path: Path, context: int
+) -> None:
+    recipe = make_recipe(tmp_path, model={"auto": True, "context_length": context})
+    section = complete(recipe, rate=RATE).pretrain
+    assert context // 2 < section.row_tokens <= context or section.row_tokens == 512
+    assert section.row_length(0.0) == max(8, section.row_tokens // 4)
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys"),
+    [
+        ("pretrain", {"row_tokens": 1024}),
+        ("pretrain", {"row_tokens": 384}),
+        ("pretrain", {"row_tokens": 9}),
+        ("pretrain", {"row_tokens": 256, "batch_tokens": 65536, "micro_batch_tokens": 32768}),
+        ("finetune", {"row_tokens": 2048}),
+        ("update", {"row_tokens": 100}),
+    ],
+)
+def test_rows_that_are_given_get_a_context_and_a_batch_that_fit(
+    tmp_path: Path, stage: str, keys: dict[str, int]
+) -> None:
+    section = {**keys} if stage == "update" else {"budget": "90s", **keys}
+    settled = complete(make_recipe(tmp_path, **{stage: section}), rate=RATE)
+    assert getattr(settled, stage).row_tokens == keys["row_tokens"]
+    assert settled.model.context_length >= keys["row_tokens"]
+
+
+def test_pieces_that_are_given_fill_the_batch(tmp_path: Path) -> None:
+    keys = {"budget": "90s", "micro_batch_tokens": 4096}
+    chosen = choose(make_recipe(tmp_path, pretrain=keys), text_bytes=4_551_478, rate=RATE)
+    assert chosen["pretrain"]["batch_tokens"] == 4096
+
+
+@pytest.mark.parametrize(
+    "keys", [{"tie_embeddings": True}, {"vectors": "words.vec"}, {"positions": "sinusoidal"}]
+)
+def test_a_model_that_bigrams_do_not_fit_begins_without(
+    tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    settled = complete(make_recipe(tmp_path, model={"auto": True, **keys}), rate=RATE)
+    assert settled.pretrain.start == "random"
+
+
+def test_heads_that_are_given_have_as_many_keys_and_values(tmp_path: Path) -> None:
+    settled = complete(make_recipe(tmp_path, model={"auto": True, "num_heads": 3}), rate=RATE)
+    assert (settled.model.num_heads, settled.model.num_kv_heads) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("section", "keys", "told"),
+    [
+        ("pretrain", {"budget": "90s", "batch_tokens": 1000}, "batch_tokens = 1000 is no multiple"),
+        ("model", {"auto": True, "num_heads": 1, "num_kv_heads": 3}, "num_kv_heads = 3"),
+    ],
+)
+def test_what_does_not_go_together_is_told_in_a_line(
+    tmp_path: Path, section: str, keys: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RecipeError, match=told) as caught:
+        complete(make_recipe(tmp_path, **{section: keys}), rate=RATE)
+    assert str(caught.value).startswith("model = 'auto': ")
+    assert "\n" not in str(caught.value)
+
+
+def test_steps_count_the_batch_that_is_chosen_for_them(tmp_path: Path) -> None:
+    keys = {"steps": 20_000}
+    chosen = choose(make_recipe(tmp_path, pretrain=keys), text_bytes=10**10, rate=RATE)
+    keys["batch_tokens"] = chosen["pretrain"]["batch_tokens"]
+    given = choose(make_recipe(tmp_path, pretrain=keys), text_bytes=10**10, rate=RATE)
+    assert given["model"] == chosen["model"]
+
+
 @pytest.mark.parametrize(
     ("section", "keys", "told"),
     [

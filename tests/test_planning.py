@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 import lmloop
+from lmloop.auto import complete
+from lmloop.config import load_recipe
 from lmloop.errors import RecipeError
+from lmloop.model.cost import count_parameters
 from lmloop.planning import plan_cluster
 from lmloop.tokens.shards import Shards
+from lmloop.training.shape import model_config
 
 from .conftest import Walked, make_conversations, write_recipe
 
@@ -64,6 +68,29 @@ def test_many_gpus_are_planned_without_running_anything(tmp_path: Path) -> None:
     assert made.trials[0].fits
     assert made.trials[0].step.layout.gpus == 16
     assert not (tmp_path / "home").exists()
+
+
+def test_many_gpus_are_planned_for_the_model_that_auto_chooses(tmp_path: Path) -> None:
+    source = tmp_path / "text.txt"
+    source.write_text("to be or not to be\n" * 1000, encoding="utf-8")
+    recipe = tmp_path / "auto.toml"
+    recipe.write_text(
+        f'name = "a"\nmodel = "auto"\n[prepare]\nsources = ["{source}"]\n[pretrain]\nsteps = 30\n'
+    )
+    settled = complete(load_recipe(recipe))
+    made = plan_cluster(recipe, gpus=1, home=tmp_path / "home")
+    config = model_config(settled.model, vocab_size=settled.tokenize.vocab_size)
+    assert made.parameters == count_parameters(config)
+    assert made.tokens == 30 * settled.pretrain.batch_tokens
+
+
+def test_a_fit_of_several_tasks_is_refused_whatever_they_are(tmp_path: Path) -> None:
+    change = {
+        "pretrain.tasks": {"hidden": {"objective": "masked"}},
+        "tokenize.extra_tokens": ["<|mask|>"],
+    }
+    with pytest.raises(RecipeError, match=r"pretrain\.tasks has more"):
+        lmloop.plan(write_recipe(tmp_path), fit=True, home=tmp_path / "home", **change)
 
 
 def test_many_gpus_need_a_number_of_tokens(tmp_path: Path) -> None:

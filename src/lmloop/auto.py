@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lmloop.config import check_recipe
 from lmloop.corpus.sources import find_sources
 from lmloop.errors import RecipeError
 from lmloop.learning import TrainConfig
@@ -47,16 +48,18 @@ def complete(
 
     `rate` is what the machine sustains in training, operations a second; absent: what is expected
     of its kind. `tell` is told in a line what was chosen. Raises `RecipeError` where neither
-    `pretrain.budget` nor `pretrain.steps` says how long, and `SourceError` where text is missing.
+    `pretrain.budget` nor `pretrain.steps` says how long, or what is given does not go together, and
+    `SourceError` where text is missing.
     """
     if not recipe.model.auto:
         return recipe
     sources = find_sources(recipe.prepare.sources)
     size = sum(file.path.stat().st_size for source in sources for file in source.files)
     chosen = choose(recipe, text_bytes=size, rate=_expected_rate() if rate is None else rate)
-    whole = Recipe(
-        **{name: _fill(getattr(recipe, name), chosen.get(name, {})) for name in Recipe.model_fields}
-    )
+    sections = {
+        name: _fill(getattr(recipe, name), chosen.get(name, {})) for name in Recipe.model_fields
+    }
+    whole = check_recipe(sections, origin="model = 'auto'")
     if tell is not None:
         tell(f"model = 'auto': {describe(whole)}")
     return whole
@@ -88,47 +91,57 @@ def choose(recipe: Recipe, *, text_bytes: int, rate: float) -> dict[str, dict[st
     if "vocab_size" not in recipe.tokenize.model_fields_set:
         vocabulary = _clamp(_round(entries, 64), 512, 65_536)
     tokens = operations / (6 * (blocks + vocabulary * width))
-    row = _clamp(_power(512 * (tokens / 1e7) ** 0.25), 512, 4096)
-    row = min(row, model.setdefault("context_length", row))
-    batch = _clamp(_power(BATCH * math.sqrt(tokens / BATCH_RUN)), BATCH, 1 << 19)
+    sizes = _choose_rows(recipe, tokens, context=model.get("context_length"))
+    row = sizes["pretrain"]["row_tokens"]
+    model.setdefault("context_length", max(each["row_tokens"] for each in sizes.values()))
     calm = math.sqrt(256 / width)
     return {
         "tokenize": {"vocab_size": vocabulary},
         "model": {"tie_embeddings": False} | model,
         "pretrain": {
-            **_choose_start(recipe),
-            **_choose_rows(recipe.pretrain, row, batch, grow=True),
+            **sizes["pretrain"],
+            "start": "bigrams" if _takes_bigrams(model) else "random",
+            "first_row_tokens": next(
+                row // times for times in (4, 2, 1) if row % times == 0 and row // times >= 8
+            ),
             "learning_rate": 0.006 * calm,
             "weight_decay": 0.1,
             "decay_share": 0.8,
         },
         "finetune": {
-            **_choose_rows(recipe.finetune, row, 2 * batch),
+            **sizes["finetune"],
             "learning_rate": 0.001 * calm,
             "matrix_learning_rate": 0.005,
         },
-        "update": _choose_rows(recipe.update, row, 2 * batch),
+        "update": sizes["update"],
     }
 
 
-def _choose_start(recipe: Recipe) -> dict[str, Any]:
-    """Bigrams, unless the recipe has said what keeps them out."""
-    model = recipe.model
-    is_tied = model.tie_embeddings and "tie_embeddings" in model.model_fields_set
-    if is_tied or model.vectors is not None or model.positions == "sinusoidal":
-        return {}
-    return {"start": "bigrams"}
-
-
 def _choose_rows(
-    section: TrainConfig, row: int, batch: int, *, grow: bool = False
-) -> dict[str, Any]:
-    """Rows of `row` tokens and about `batch` of them a step, in whole rows."""
-    if "row_tokens" in section.model_fields_set:
-        row = section.row_tokens
-    chosen = {"row_tokens": row, "batch_tokens": _round(batch, row)}
-    first = row // 4
-    return chosen | ({"first_row_tokens": first} if grow and 4 * first == row >= 32 else {})
+    recipe: Recipe, tokens: float, *, context: int | None
+) -> dict[str, dict[str, int]]:
+    """Rows and batches by stage; a batch is whole rows, or whole pieces where they are given."""
+    row = _clamp(_power(512 * (tokens / 1e7) ** 0.25), 512, 4096)
+    if context is not None:
+        row = min(row, 1 << (context.bit_length() - 1))
+    batch, sizes = _choose_batch(BATCH * math.sqrt(tokens / BATCH_RUN)), {}
+    for stage, wanted in (("pretrain", batch), ("finetune", 2 * batch), ("update", 2 * batch)):
+        section: TrainConfig = getattr(recipe, stage)
+        own = section.row_tokens if "row_tokens" in section.model_fields_set else row
+        at_once = section.micro_batch_tokens
+        unit = at_once if isinstance(at_once, int) else own
+        sizes[stage] = {"row_tokens": own, "batch_tokens": _round(wanted, unit)}
+    return sizes
+
+
+def _choose_batch(tokens: float) -> int:
+    return _clamp(_power(tokens), BATCH, 1 << 19)
+
+
+def _takes_bigrams(model: Mapping[str, Any]) -> bool:
+    """Whether what is given of a model leaves room for them, see `pretrain.start`."""
+    is_free = not model.get("tie_embeddings") and model.get("vectors") is None
+    return is_free and model.get("positions") != "sinusoidal"
 
 
 def _choose_shape(recipe: Recipe, parameters: float) -> dict[str, Any]:
@@ -160,8 +173,12 @@ def _operations(recipe: Recipe, rate: float) -> float:
             "model = 'auto' follows from how long may be learnt, and pretrain.replay repeats what "
             "was chosen before: give pretrain.budget or pretrain.steps"
         )
+    batch = section.batch_tokens
+    if "batch_tokens" not in section.model_fields_set:
+        # B = BATCH * (S B / BATCH_RUN) ** 0.5, solved for B.
+        batch = _choose_batch(BATCH**2 * section.steps / BATCH_RUN)
     # 6 N T with N = S (6 N T / R) ** e, solved for N.
-    tokens = section.steps * section.batch_tokens
+    tokens = section.steps * batch
     scale = SMALL_MODEL * (6 * tokens / SMALL_RUN) ** SLOPE
     return float(6 * tokens * scale ** (1 / (1 - SLOPE)))
 
@@ -173,12 +190,12 @@ def _expected_rate() -> float:
 
 
 def _fill(section: Any, chosen: Mapping[str, Any]) -> Any:
-    """A section with these values where it says nothing itself; what is no section stays."""
+    """Keys of a section, with these where it says nothing itself; what is no section stays."""
     if not isinstance(section, Section):
         return section
     given = {name: getattr(section, name) for name in section.model_fields_set}
     given.pop("auto", None)
-    return type(section)(**{**chosen, **given})
+    return {**chosen, **given}
 
 
 def _round(number: float, unit: int) -> int:

@@ -58,8 +58,13 @@ def build_recipe(
             _drop_other_budgets(merged, dotted)
     for dotted, value in overrides.items():
         _override(merged, dotted, value, origin=origin)
+    return check_recipe(merged, origin=origin)
+
+
+def check_recipe(sections: Mapping[str, Any], *, origin: str) -> Recipe:
+    """The recipe that these sections make; a `RecipeError` tells in a line why they make none."""
     try:
-        return Recipe.model_validate(merged)
+        return Recipe.model_validate(sections)
     except ValidationError as error:
         line = f"{origin}: " + "; ".join(map(_explain, error.errors()))
         raise RecipeError(" ".join(line.split())) from error

@@ -47,13 +47,13 @@ def plan(
 
     told = Silent() if progress is None else progress
     checked = complete(load_recipe(recipe, overrides), tell=told.say)
+    if fit and checked.pretrain.tasks:
+        raise RecipeError("--fit foresees one objective, and pretrain.tasks has more: leave it out")
     if fit and not checked.pretrain.is_scored_in_bytes:
         raise RecipeError(
             f"--fit foresees bits per byte, and pretrain.objective = "
             f"{checked.pretrain.objective!r} has none: leave --fit out"
         )
-    if fit and checked.pretrain.tasks:
-        raise RecipeError("--fit foresees one objective, and pretrain.tasks has more: leave it out")
     shop = Workshop(
         recipe=checked,
         home=home_directory(home),

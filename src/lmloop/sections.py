@@ -199,6 +199,8 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelSection:
+        if self.auto:  # the other one is not chosen yet
+            return self
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads = {self.num_heads} is no multiple of num_kv_heads = {self.num_kv_heads}"
@@ -209,6 +211,8 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _check_layers(self) -> ModelSection:
+        if self.auto:
+            return self
         if self.mixers and len(self.mixers) != self.num_layers:
             raise ValueError(f"{len(self.mixers)} mixers for num_layers = {self.num_layers}")
         if "local" in self.mixers and self.window is None:

@@ -19,11 +19,18 @@ from ..conftest import VOCAB_SIZE, tiny_shape
 
 
 def make_entry(step: int, seconds: float, loss: float = math.log(2)) -> dict[str, float]:
-    return {"step": step, "seconds": seconds, "tokens": 100.0 * step, "loss": loss}
+    share = step / 10
+    return {
+        "step": step,
+        "share": share,
+        "seconds": seconds,
+        "tokens": 100.0 * step,
+        "loss": loss,
+    }
 
 
 def test_a_step_is_told_in_bits_per_byte_tokens_a_second_and_share_of_the_peak() -> None:
-    gauge = Gauge(bytes_per_token=4.0, flops_per_token=10.0, peak=4000.0)
+    gauge = Gauge(bytes_per_token=4.0, flops_per_token=lambda share: 10.0, peak=4000.0)
     assert gauge.read(make_entry(1, 0.5)) == {"bpb": pytest.approx(0.25)}
     entry = make_entry(2, 1.0)
     figures = gauge.read(entry)
@@ -83,6 +90,23 @@ def test_the_text_tells_its_bytes_a_token_and_the_machine_its_peak(
     assert figures["bpb"] == pytest.approx(1 / bytes_per_token)
     flops = training_flops_per_token(model.config, row_tokens=16)
     assert figures["peak_share"] == pytest.approx(100 * flops / 1e9)
+
+
+def test_the_share_of_the_peak_counts_rows_as_short_as_they_are_cut(
+    train_splits: list[Shards], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "measure_peak", lambda dtype, device: 1e9)
+    model = Transformer(tiny_shape(vocab_size=VOCAB_SIZE, num_layers=1))
+    config = PretrainConfig(steps=10, row_tokens=32, batch_tokens=32, first_row_tokens=8)
+    gauge = make_gauge(
+        model, config, splits=train_splits, is_of_text=True, source_tokens=0, ranks=ALONE
+    )
+    gauge.read(make_entry(1, 1.0))
+    for step, length in ((2, 8), (5, 16), (9, 32)):
+        gauge.read(make_entry(step - 1, step - 1.0))
+        share = gauge.read(make_entry(step, float(step)))["peak_share"]
+        flops = training_flops_per_token(model.config, row_tokens=length)
+        assert share == pytest.approx(100 * flops / 1e9)
 
 
 def test_what_is_not_known_for_sure_is_not_told(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -30,12 +30,13 @@ class Gauge:
         self,
         *,
         bytes_per_token: float | None = None,
-        flops_per_token: float | None = None,
+        flops_per_token: Callable[[float], float] | None = None,
         peak: float | None = None,
     ) -> None:
         """`bytes_per_token` of the text where the loss is nats of each of its tokens.
 
-        `flops_per_token` are the model's, `peak` operations a second that all ranks could do
+        `flops_per_token` are the model's when a share of the budget is spent, for its rows grow;
+        `peak` operations a second that all ranks could do
         together; what is None is not told.
         """
         self._bytes_per_token = bytes_per_token
@@ -56,7 +57,7 @@ class Gauge:
         if self._rates:
             rate = figures["tokens_per_second"] = median(self._rates)
             if self._flops_per_token and self._peak:
-                figures["peak_share"] = rate * self._flops_per_token / self._peak
+                figures["peak_share"] = rate * self._flops_per_token(entry["share"]) / self._peak
         return figures
 
 
@@ -100,9 +101,12 @@ def make_gauge(
     is_whole = not config.frozen and all(each.requires_grad for each in model.parameters())
     if not is_whole or is_taught or has_tasks:
         return Gauge(bytes_per_token=bytes_per_token)
-    flops = training_flops_per_token(
-        model.config, row_tokens=config.row_tokens, source_tokens=source_tokens
-    )
-    weight = model.embedding.weight
+    shape, weight = model.config, model.embedding.weight
+
+    def flops(share: float) -> float:
+        return training_flops_per_token(
+            shape, row_tokens=config.row_length(share), source_tokens=source_tokens
+        )
+
     peak = ranks.size * measure_peak(weight.dtype, device=weight.device)
     return Gauge(bytes_per_token=bytes_per_token, flops_per_token=flops, peak=peak)
