@@ -86,6 +86,7 @@ def test_a_plan_is_drawn_as_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cost" not in written
     assert "expected" not in written
     assert "too large" not in written
+    assert "auto" not in written
 
 
 def test_price_loss_and_advice_are_told_where_there_are_any(
@@ -93,7 +94,8 @@ def test_price_loss_and_advice_are_told_where_there_are_any(
 ) -> None:
     stage = replace(STAGE, advice=("micro_batch_tokens = 512 needs 90 MB", "no ema needs 80 MB"))
     plan = replace(PLAN, stages=(stage,), expected=Expected(loss=1.5, low=1.4, high=1.61))
-    written = show(plan, capsys, price=3.0)
+    written = show(replace(plan, chosen="2 layers of 128"), capsys, price=3.0)
+    assert "model = 'auto': 2 layers of 128" in written
     assert "cost 0.20 at 3 an hour" in written
     assert "expected behind pretrain: 1.500 bits per byte" in written
     assert "with 90 % between 1.400 and 1.610" in written

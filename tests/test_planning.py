@@ -7,13 +7,9 @@ from pathlib import Path
 import pytest
 
 import lmloop
-from lmloop.auto import complete
-from lmloop.config import load_recipe
 from lmloop.errors import RecipeError
-from lmloop.model.cost import count_parameters
 from lmloop.planning import plan_cluster
 from lmloop.tokens.shards import Shards
-from lmloop.training.shape import model_config
 
 from .conftest import Walked, make_conversations, write_recipe
 
@@ -35,6 +31,19 @@ def test_a_plan_is_made_before_any_work(tmp_path: Path) -> None:
     assert plan.stages[0].tokens == 30 * 64
     assert plan.expected is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["talks.jsonl", "tiny.toml"]
+
+
+def test_what_auto_chose_is_told(tmp_path: Path) -> None:
+    recipe, change = write_recipe(tmp_path), {"pretrain.steps": 30}
+    assert lmloop.plan(recipe, home=tmp_path / "home", **change).chosen is None
+    plan = lmloop.plan(recipe, home=tmp_path / "home", **change, **{"model.auto": True})
+    assert plan.chosen is not None
+    assert "a vocabulary of" in plan.chosen
+
+
+def test_auto_is_not_planned_for_many_gpus(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"for this machine, not for --gpus: give a \[model\]"):
+        plan_cluster(write_recipe(tmp_path), gpus=8, tokens=1e9, **{"model.auto": True})
 
 
 def test_text_that_is_tokenized_is_counted(walked: Walked) -> None:
@@ -68,20 +77,6 @@ def test_many_gpus_are_planned_without_running_anything(tmp_path: Path) -> None:
     assert made.trials[0].fits
     assert made.trials[0].step.layout.gpus == 16
     assert not (tmp_path / "home").exists()
-
-
-def test_many_gpus_are_planned_for_the_model_that_auto_chooses(tmp_path: Path) -> None:
-    source = tmp_path / "text.txt"
-    source.write_text("to be or not to be\n" * 1000, encoding="utf-8")
-    recipe = tmp_path / "auto.toml"
-    recipe.write_text(
-        f'name = "a"\nmodel = "auto"\n[prepare]\nsources = ["{source}"]\n[pretrain]\nsteps = 30\n'
-    )
-    settled = complete(load_recipe(recipe))
-    made = plan_cluster(recipe, gpus=1, home=tmp_path / "home")
-    config = model_config(settled.model, vocab_size=settled.tokenize.vocab_size)
-    assert made.parameters == count_parameters(config)
-    assert made.tokens == 30 * settled.pretrain.batch_tokens
 
 
 def test_a_fit_of_several_tasks_is_refused_whatever_they_are(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ READMES = ("README.md", "README.zh-CN.md")
 
 def verbs_named_in(text: str) -> set[str]:
     """Every word that follows `lmloop` in code."""
-    code = re.findall(r"```\n(.*?)```|`([^`\n]+)`", text, re.DOTALL)
+    code = re.findall(r"^```\w*\n(.*?)^```|`([^`\n]+)`", text, re.DOTALL | re.MULTILINE)
     return set(re.findall(r"^lmloop ([a-z]+)", "\n".join(map("\n".join, code)), re.MULTILINE))
 
 

@@ -159,7 +159,7 @@ def generate(
 
 @app.command()
 def serve(name: Served = None, home: Home = None, host: Host = None, port: Port = None) -> None:
-    """Serve a model over HTTP, with a chat page; what becomes live later is served then."""
+    """Serve a model over HTTP, with a chat page. What becomes live later is served then."""
     from lmloop import api
     from lmloop.config import load_recipe
     from lmloop.console import show_ready
@@ -180,7 +180,7 @@ def monitor(
     home: Home = None,
     minutes: Annotated[float, typer.Option(min=1, help="How far to look back.")] = 60.0,
 ) -> None:
-    """Show traffic, times, ratings, signals and drift of a served model."""
+    """Show traffic, times, ratings, signals and drift of a model."""
     from lmloop import care
     from lmloop.console import show_monitor
 
@@ -199,7 +199,7 @@ def review(
     every: Annotated[bool, typer.Option("--all", help="All that wait.")] = False,
     reason: Annotated[str | None, typer.Option(help="Why, for the record.")] = None,
 ) -> None:
-    """List rated and corrected exchanges that wait for a decision, or decide."""
+    """List exchanges that wait for a decision, or decide. They were rated or corrected."""
     from lmloop import care
     from lmloop.console import show_reviews
 
@@ -220,7 +220,7 @@ def update(
     home: Home = None,
     rollout: Annotated[bool, typer.Option(help="Take it to the users if it passes.")] = True,
 ) -> None:
-    """Learn from what was collected: train, judge, roll out; refused where it is no better."""
+    """Learn from what was collected: train, judge, roll out. No better: it is refused."""
     from lmloop import care
     from lmloop.console import make_progress
 
@@ -249,7 +249,7 @@ def loop(
     home: Home = None,
     once: Annotated[bool, typer.Option("--once", help="Look once, then end.")] = False,
 ) -> None:
-    """Turn the whole circle unattended: on a schedule, on alarms, on feedback."""
+    """Turn the whole circle unattended. Schedule, alarms and feedback begin a round."""
     from lmloop import care
     from lmloop.console import make_progress
 
@@ -274,7 +274,7 @@ def gc(
 
 @app.command()
 def reindex(home: Home = None) -> None:
-    """Rebuild the database's index and registry from what lies in the home."""
+    """Rebuild the database's index and registry from the home."""
     from lmloop import care
     from lmloop.console import show_reindexed
 
@@ -286,7 +286,7 @@ def forget(
     user: Annotated[str, typer.Argument(help="The user's name, as their requests gave it.")],
     home: Home = None,
 ) -> None:
-    """Delete all that is kept of a user, and name the models that have learnt from it."""
+    """Delete all that is kept of a user. The models that have learnt from it are named."""
     from lmloop import care
 
     print("\n".join(care.forget(user, home=home).lines()))
@@ -309,7 +309,7 @@ def pull(
     name: Weights = None,
     home: Home = None,
 ) -> None:
-    """Fetch weights of others, checked by hash; without a name, list what there is."""
+    """Fetch weights of others, checked by hash. Without a name, list what there is."""
     from lmloop import api
     from lmloop.console import make_progress, show_catalogue
     from lmloop.store.catalogue import read_catalogue
@@ -329,7 +329,7 @@ def export(
     weight_type: WeightType = None,
     max_loss: MaxLoss = None,
 ) -> None:
-    """Write a model for other programs: its Hugging Face folder, a GGUF file, an ONNX graph."""
+    """Write a model as its Hugging Face folder, GGUF or ONNX."""
     from lmloop import api
     from lmloop.console import make_progress
 
@@ -353,7 +353,7 @@ def vectors(
     seed: Annotated[int, typer.Option(min=0, help="Of the start and the order.")] = 0,
     home: Home = None,
 ) -> None:
-    """Train word vectors, or open a file of them: neighbours and analogies."""
+    """Train word vectors, or open a file: neighbours, analogies."""
     from lmloop import api
     from lmloop.console import make_progress, show_vectors
 

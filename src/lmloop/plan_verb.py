@@ -27,7 +27,8 @@ def plan(
     recipe: Recipe,
     home: Home = None,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Of an hour of this machine, or of one of --gpus.")
+        float | None,
+        typer.Option(min=0, help="What an hour of this machine costs, or of one GPU of --gpus."),
     ] = None,
     fit: Annotated[
         bool, typer.Option("--fit", help="Foresee the loss as well, from small runs.")
@@ -38,15 +39,18 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="Foretell pre-training on so many GPUs instead.")
     ] = None,
-    gpu: Annotated[str, typer.Option(help="Which: a100, h100, h100-500w or h200.")] = "h100",
+    gpu: Annotated[
+        str, typer.Option(help="Kind of --gpus: a100, h100, h100-500w or h200.")
+    ] = "h100",
     tensor_parallel: Annotated[
         int | None, typer.Option(min=1, help="GPUs that share each product; tried if not given.")
     ] = None,
     tokens: Annotated[
-        float | None, typer.Option(min=1, help="Of a run on --gpus; or pretrain.steps.")
+        float | None,
+        typer.Option(min=1, help="What a run on --gpus reads; absent: what pretrain.steps says."),
     ] = None,
 ) -> None:
-    """Foresee parameters, memory, tokens, time, cost and loss of a recipe."""
+    """Foresee parameters, memory, time, cost and loss of a recipe."""
     from lmloop.console import make_progress
     from lmloop.planning import plan as foresee
     from lmloop.planning import plan_cluster
@@ -82,6 +86,8 @@ def show_plan(plan: Plan, *, price: float | None = None) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    if plan.chosen is not None:
+        console.print(f"model = 'auto': {plan.chosen}")
     console.print(
         f"{plan.parameters / 1e6:.2f} M parameters, "
         f"checkpoint {plan.checkpoint_bytes / 1e6:.1f} MB, "

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmloop.auto import complete
+from lmloop.auto import complete, describe
 from lmloop.config import home_directory, load_recipe
 from lmloop.errors import RecipeError
 from lmloop.pipeline import walk
@@ -45,8 +45,8 @@ def plan(
     """
     from lmloop.training.plan import make_plan
 
-    told = Silent() if progress is None else progress
-    checked = complete(load_recipe(recipe, overrides), tell=told.say)
+    read = load_recipe(recipe, overrides)
+    checked = complete(read)
     if fit and checked.pretrain.tasks:
         raise RecipeError("--fit foresees one objective, and pretrain.tasks has more: leave it out")
     if fit and not checked.pretrain.is_scored_in_bytes:
@@ -57,7 +57,7 @@ def plan(
     shop = Workshop(
         recipe=checked,
         home=home_directory(home),
-        progress=told,
+        progress=Silent() if progress is None else progress,
     )
     if fit:
         tune()
@@ -70,6 +70,7 @@ def plan(
     if checked.model.kind == "decoder":
         stages |= {"finetune": checked.finetune}  # type: ignore[dict-item]
     made_plan = make_plan(checked.model, vocab_size=vocab_size, stages=stages, text=text)
+    made_plan = replace(made_plan, chosen=describe(checked) if read.model.auto else None)
     if not fit or shards is None:
         return made_plan
     return replace(made_plan, expected=_fit(shop, shards, made_plan, seconds=fit_seconds))
@@ -107,7 +108,7 @@ def plan_cluster(
     from lmloop.training.layouts import try_layouts
     from lmloop.training.shape import model_config
 
-    checked = complete(load_recipe(recipe, overrides))
+    checked = load_recipe(recipe, overrides)
     section = checked.pretrain
     if tokens is None and section.steps is None:
         raise RecipeError(
@@ -116,6 +117,10 @@ def plan_cluster(
         )
     if checked.model.base is not None:
         raise RecipeError("plan foresees new models only: leave model.base out and give the shape")
+    if checked.model.auto:
+        raise RecipeError(
+            "model = 'auto' chooses for this machine, not for --gpus: give a [model] with its shape"
+        )
     shop = Workshop(recipe=checked, home=home_directory(home), progress=Silent())
     shards = find_tokenized(shop)
     vocab_size = checked.tokenize.vocab_size if shards is None else _read_sizes(checked, shards)[0]

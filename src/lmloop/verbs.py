@@ -57,7 +57,7 @@ def tune(
     ] = True,
     home: Home = None,
 ) -> None:
-    """Search a recipe's best values by many trainings; the same command goes on."""
+    """Search a recipe's best values by many trainings. The same command goes on."""
     from lmloop.console import make_progress
     from lmloop.tables import show_tuned
     from lmloop.tuning.search import tune
@@ -88,15 +88,19 @@ def runs(
         Path | None, typer.Option("--html", help="Write them with their curves into this file.")
     ] = None,
     png: Annotated[
-        Path | None, typer.Option("--png", help="Write their curves into this picture.")
+        Path | None,
+        typer.Option("--png", help="Write their curves into this picture (extra track)."),
     ] = None,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Show them on a page that follows them.")
+        bool,
+        typer.Option(
+            "--serve", help="Show them on a page that follows them, on 127.0.0.1:8010 unless told."
+        ),
     ] = False,
     host: Host = None,
     port: Port = None,
 ) -> None:
-    """List trainings under way and done: step, loss, bits per byte, speed, alive or not."""
+    """List trainings under way and done, with loss and speed."""
     from lmloop import care
     from lmloop.tables import show_runs
 

@@ -55,6 +55,12 @@ def test_validations_are_dots_over_any_axis() -> None:
     assert charts["tokens a second"].rows[1][1] == "500"
 
 
+def test_marks_of_small_shares_are_told_apart() -> None:
+    steps = [make_step(number, 2.0, peak_share=0.009) for number in (1, 2)]
+    share = next(chart for chart in draw_charts([make_run(*steps)]) if "share" in chart.title)
+    assert [text for _, text in share.rows] == ["0.0%", "0.2%", "0.4%", "0.6%", "0.8%"]
+
+
 def test_no_more_runs_are_drawn_than_there_are_colors() -> None:
     runs = [make_run(make_step(1, 4.0), make_step(2, 3.0), id=f"r{i}") for i in range(12)]
     loss, _ = draw_charts(runs)

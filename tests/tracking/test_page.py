@@ -62,6 +62,11 @@ def test_what_a_run_said_is_read_newest_first() -> None:
     assert inside.index("word 2") < inside.index("word 1")
 
 
+def test_white_space_that_a_run_said_is_named() -> None:
+    step = make_step(2, 1.0, 1.0, samples=[{"prompt": "the", "text": " \n "}])
+    assert "step 2: white space only" in render_inside([make_run(step)])
+
+
 def test_the_newest_runs_are_drawn_where_nobody_chose() -> None:
     runs = [make_run(make_step(1, 4.0), id=f"run-{number}") for number in range(5)]
     assert Choice().pick(runs) == runs[:NEWEST_RUNS]

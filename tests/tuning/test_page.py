@@ -43,6 +43,7 @@ def test_the_lowest_figure_stands_lowest() -> None:
         *((0, 0), (WIDTH // 2, HEIGHT), (WIDTH, HEIGHT // 2))
     ]
     assert drawn.marks == [(0, "0.001"), (WIDTH, "10")]
+    assert drawn.is_log
 
 
 def test_one_trial_stands_in_the_middle() -> None:
@@ -77,3 +78,4 @@ def test_the_page_has_every_trial_and_needs_no_other_file(searched: Search) -> N
     assert text.count("<circle") == 12
     assert text.count("<rect") == len(tuned.importance) == 2
     assert "learning_rate = " in text
+    assert text.count("(by factors)") == 1

@@ -143,10 +143,13 @@ def _values(run: Run, key: str, axis: Axis) -> list[tuple[float, float]]:
 
 def _say(value: float, marks: Sequence[float], form: str) -> str:
     """A mark, with no more digits than tell it from the next."""
-    if "%" in form or "," in form:
+    if "," in form:
         return form.format(value)
     gap = marks[1] - marks[0] if len(marks) > 1 else abs(value) or 1.0
-    return f"{value:.{max(0, -math.floor(math.log10(gap) + 1e-9))}f}"
+    digits = -math.floor(math.log10(gap) + 1e-9)
+    if "%" in form:
+        return f"{value:.{max(0, digits - 2)}%}"
+    return f"{value:.{max(0, digits)}f}"
 
 
 def _shorten(value: float) -> str:

@@ -30,7 +30,11 @@ LEFT, RIGHT, ABOVE, BELOW = 62, 26, 34, 48
 SIDE_BY_SIDE = 2
 SCALE = 2
 """Pixels of the picture to one of a chart."""
+FINER = 2
+"""Drawn so many times as large and then shrunk, so that slanting lines are smooth."""
+LEGEND = "Thin lines are batches, lines with dots validations."
 LINE_HEIGHT = 20
+_PIXELS = SCALE * FINER
 
 
 def write_picture(runs: Sequence[Run], path: Path) -> None:
@@ -46,20 +50,22 @@ def write_picture(runs: Sequence[Run], path: Path) -> None:
     charts = draw_charts(shown)
     rows = -(-len(charts) // SIDE_BY_SIDE)
     wide, high = LEFT + WIDTH + RIGHT, ABOVE + HEIGHT + BELOW
-    head = LINE_HEIGHT * max(1, len(shown)) + 24
+    head = LINE_HEIGHT * (len(shown) + 1) + 24
     size = (SCALE * SIDE_BY_SIDE * wide, SCALE * (head + rows * high + 8))
-    image = Image.new("RGB", size, PAPER)
+    image = Image.new("RGB", (FINER * size[0], FINER * size[1]), PAPER)
     pencil = _Pencil(ImageDraw.Draw(image))
     if not shown:
         pencil.write((LEFT, 16), "Nothing has been trained in this home yet.", MUTED)
     for number, run in enumerate(shown):
         pencil.legend((LEFT, 16 + number * LINE_HEIGHT), _name(run), COLORS[number])
+    if charts:
+        pencil.write((LEFT, 16 + len(shown) * LINE_HEIGHT), LEGEND, MUTED)
     for number, chart in enumerate(charts):
         row, column = divmod(number, SIDE_BY_SIDE)
         pencil.at = (column * wide + LEFT, head + row * high + ABOVE)
         _draw_chart(pencil, chart)
     stream = io.BytesIO()
-    image.save(stream, format="PNG", optimize=True)
+    image.resize(size, Image.Resampling.BOX).save(stream, format="PNG", optimize=True)
     with write_whole(path) as file:
         file.write(stream.getvalue())
 
@@ -96,10 +102,10 @@ class _Pencil:
 
     def line(self, points: Sequence[tuple[float, float]], color: str, *, width: int) -> None:
         placed = [self._place(point) for point in points]
-        self._draw.line(placed, fill=color, width=SCALE * width, joint="curve")
+        self._draw.line(placed, fill=color, width=_PIXELS * width, joint="curve")
 
     def dot(self, point: tuple[float, float], color: str) -> None:
-        self._draw.circle(self._place(point), 3 * SCALE, fill=color, outline=PAPER)
+        self._draw.circle(self._place(point), 3 * _PIXELS, fill=color, outline=PAPER)
 
     def write(
         self,
@@ -112,14 +118,14 @@ class _Pencil:
     ) -> None:
         from PIL import ImageFont
 
-        font = ImageFont.load_default(SCALE * size)
+        font = ImageFont.load_default(_PIXELS * size)
         self._draw.text(self._place(point), text, fill=color, anchor=anchor, font=font)
 
     def legend(self, point: tuple[float, float], text: str, color: str) -> None:
         x, y = point
         corners = (self._place((x, y)), self._place((x + 10, y + 10)))
-        self._draw.rounded_rectangle(corners, radius=3 * SCALE, fill=color)
+        self._draw.rounded_rectangle(corners, radius=3 * _PIXELS, fill=color)
         self.write((x + 18, y + 5), text, INK, anchor="lm")
 
     def _place(self, point: tuple[float, float]) -> tuple[float, float]:
-        return SCALE * (self.at[0] + point[0]), SCALE * (self.at[1] + point[1])
+        return _PIXELS * (self.at[0] + point[0]), _PIXELS * (self.at[1] + point[1])

@@ -87,6 +87,8 @@ class Plan:
     stages: tuple[StagePlan, ...]
     expected: Expected | None = None
     """Loss behind pre-training on the validation text, in bits per byte; where it was fitted."""
+    chosen: str | None = None
+    """What `model = "auto"` chose, in words; where the recipe says that."""
 
     @property
     def seconds(self) -> float:

@@ -35,6 +35,8 @@ class Plot:
     """From the left and from above, in pixels."""
     marks: list[tuple[float, str]]
     """Values below the axis, and how far from the left they stand."""
+    is_log: bool = False
+    """Whether equal factors are equal ways along the axis."""
 
 
 def write_page(tuned: Tuned, space: Space) -> None:
@@ -74,7 +76,8 @@ def plot(trials: Sequence[Trial], key: str, values: Range | Choice) -> Plot:
         for each, figure in zip(trials, figures, strict=True)
     ]
     ends: Sequence[Value] = values.values if isinstance(values, Choice) else _ends(values)
-    return Plot(key, points, [(WIDTH * place(values, each), f"{each}") for each in ends])
+    marks = [(WIDTH * place(values, each), f"{each}") for each in ends]
+    return Plot(key, points, marks, is_log=isinstance(values, Range) and values.log)
 
 
 def place(values: Range | Choice, value: Value) -> float:
