@@ -370,3 +370,18 @@ def test_a_model_that_does_not_continue_text_is_refused(changes: Any, told: str)
     )
     with pytest.raises(ArtifactError, match=told):
         Engine(model)
+
+
+def test_room_for_what_is_known_to_come_changes_no_answer(loaded: LoadedModel) -> None:
+    prompts = ids_of(loaded)
+    needed = max(map(len, prompts)) + GREEDY.max_tokens + 1
+    assert needed < loaded.config.context_length
+    held, said = [], []
+    for length in (None, needed):
+        engine = Engine(loaded, max_running=4, context_length=length)
+        held.append(sum(each.numel() for each in engine._cache.layers[0].tensors()))
+        said.append([answer.text for answer in engine.generate(prompts, GREEDY)])
+    assert said[0] == said[1]
+    assert held[1] * loaded.config.context_length == held[0] * needed
+    with pytest.raises(ContextLengthError):
+        engine.add("long", [1] * needed, GREEDY)

@@ -103,7 +103,9 @@ def answer_openers(
     progress: Progress,
 ) -> list[Exchange]:
     """Answer all openers in batches, each with a seed of its own drawn from `seed`."""
-    engine = Engine(model, max_running=RUNNING)
+    longest = max((len(opener.tokens) for opener in openers), default=0)
+    needed = longest + sampling.max_tokens + 1
+    engine = Engine(model, max_running=RUNNING, context_length=needed)
     for index, opener in enumerate(openers):
         engine.add(str(index), opener.tokens, replace(sampling, seed=seed + index))
     texts = [""] * len(openers)

@@ -78,7 +78,18 @@ class Engine:
     are the same to the token.
     """
 
-    def __init__(self, model: LoadedModel, *, max_running: int = 16, signals: bool = False) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        max_running: int = 16,
+        signals: bool = False,
+        context_length: int | None = None,
+    ) -> None:
+        """Makes room for `max_running` sequences of `context_length` tokens, absent: the model's.
+
+        Where it is known how long they can become, less room holds them as well.
+        """
         _require_continuation(model.config)
         self._model = model
         self._meter: Meter | None = None
@@ -91,7 +102,8 @@ class Engine:
             )
         self._tokenizer = model.require_tokenizer()
         self._stops = frozenset(self._tokenizer.stop_ids)
-        self._context = model.config.context_length
+        longest = model.config.context_length
+        self._context = longest if context_length is None else min(longest, context_length)
         self._cache = SlotCache(
             model.config,
             slots=max_running,

@@ -68,9 +68,10 @@ def decode_speed(
 
     Where the context ends before `steps` steps were timed, the answers are begun again.
     """
-    engine = Engine(_without_stop(model), max_running=streams)
     sampling = Sampling(max_tokens=steps + 1, temperature=0)
     start = prompt[: min(PROMPT_TOKENS, model.config.context_length // 2)]
+    needed = len(start) + sampling.max_tokens + 1
+    engine = Engine(_without_stop(model), max_running=streams, context_length=needed)
     tokens, seconds = 0, 0.0
     while tokens < steps * streams:
         for stream in range(streams):
