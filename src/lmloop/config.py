@@ -175,6 +175,17 @@ def database_setting() -> str | None:
     return os.environ.get("LMLOOP_DATABASE") or None
 
 
+def compiler_setting() -> str | None:
+    """The C++ compiler: `$CXX`, else g++; None where `$LMLOOP_KERNELS` is "off"."""
+    is_off = os.environ.get("LMLOOP_KERNELS") == "off"
+    return None if is_off else os.environ.get("CXX") or "g++"
+
+
+def cache_directory() -> Path:
+    """Where what can be made again lies, for all projects of a user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lmloop")
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """One process among those that torchrun has started for one run."""

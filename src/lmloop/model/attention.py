@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmloop.model.config import ModelConfig
-from lmloop.model.functions import rms_norm, rotate
+from lmloop.model.functions import norm_rotate, rms_norm, rotate
 from lmloop.model.scores import Scoring
 from lmloop.model.views import Place, View
 
@@ -56,24 +56,26 @@ class Attention(nn.Module):
         )
         qk, v = torch.split(heads, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
         # Queries and keys go through norm and rotation together: fewer and larger operators.
-        qk = self._rotate(self._normalise(qk), place)
+        qk = self._turn(qk, place)
         q, k = torch.split(qk, [self.num_heads, self.num_kv_heads], dim=1)
         return (q if self.beta is None else q * self.beta), k, v
 
-    def _normalise(self, qk: Tensor) -> Tensor:
-        """Queries and keys [N, H + K, d], each head by itself; of length one for cosines."""
+    def _turn(self, qk: Tensor, place: Place) -> Tensor:
+        """Queries and keys [N, H + K, d] normed and rotated, each head by itself."""
+        whole = place.angles is not None and self.rotary_dim == self.head_dim
         if self.q_norm is not None and self.k_norm is not None:
             weights = (
                 self.q_norm.expand(self.num_heads, -1),
                 self.k_norm.expand(self.num_kv_heads, -1),
             )
-            qk = rms_norm(qk, torch.cat(weights), epsilon=self.epsilon)
-        return qk if self.beta is None else F.normalize(qk, dim=-1)
-
-    def _rotate(self, qk: Tensor, place: Place) -> Tensor:
+            weight = torch.cat(weights)
+            if whole and place.angles is not None and self.beta is None:
+                return norm_rotate(qk, weight, place.angles, epsilon=self.epsilon)
+            qk = rms_norm(qk, weight, epsilon=self.epsilon)
+        qk = qk if self.beta is None else F.normalize(qk, dim=-1)  # of length one, for cosines
         if place.angles is None:
             return qk
-        if self.rotary_dim == self.head_dim:
+        if whole:
             return rotate(qk, *place.angles)
         turned, still = qk[..., : self.rotary_dim], qk[..., self.rotary_dim :]
         return torch.cat([rotate(turned, *place.angles), still], dim=-1)

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from lmloop.model import kernels
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 class _RMSNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        ctx.native = kernels.fits(x, weight)
+        if ctx.native:
+            result, normed, scale = kernels.norm(x, weight, epsilon=epsilon)
+            ctx.save_for_backward(normed, weight, scale)
+            return result
         scale = _inverse_rms(x, epsilon)
         normed = x * scale
         ctx.save_for_backward(normed, weight, scale)
@@ -32,6 +39,8 @@ class _RMSNorm(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         normed, weight, scale = ctx.saved_tensors
         (grad,) = grads
+        if ctx.native:
+            return *kernels.norm_backward(grad, normed, weight, scale), None
         product = grad * normed
         grad_weight = product.flatten(0, -1 - weight.dim()).sum(0)
         mean = product.mul_(weight).mean(-1, keepdim=True)
@@ -62,6 +71,9 @@ class _SwiGLU(Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
+        ctx.native = kernels.fits(gate_up)
+        if ctx.native:
+            return kernels.swiglu(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
@@ -69,6 +81,8 @@ class _SwiGLU(Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         (grad,) = grads
+        if ctx.native:
+            return kernels.swiglu_backward(grad, gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         result = torch.empty_like(gate_up)
         grad_gate, grad_up = result.chunk(2, dim=-1)
@@ -93,11 +107,16 @@ class _Rotate(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
+        ctx.native = kernels.fits(x, cosine, sine)
+        if ctx.native:
+            return kernels.rotate(x, (cosine, sine))
         return _rotate_halves(x, cosine, sine)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cosine, sine = ctx.saved_tensors
+        if ctx.native:
+            return kernels.rotate(grads[0], (cosine, sine), back=True), None, None
         return _rotate_halves(grads[0], cosine, -sine), None, None
 
 
@@ -123,3 +142,36 @@ def rotate(
         return _rotate_halves(x, cosine, sine)
     result: Tensor = _Rotate.apply(x, cosine, sine)  # type: ignore[no-untyped-call]
     return result
+
+
+class _NormRotate(Function):
+    """Both at once, where `kernels.py` can."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor, epsilon: float
+    ) -> Tensor:
+        angles = cosine, sine
+        result, normed, scale = kernels.norm(x, weight, epsilon=epsilon, angles=angles)
+        ctx.save_for_backward(normed, weight, scale, *angles)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        normed, weight, scale, *angles = ctx.saved_tensors
+        (grad,) = grads
+        return *kernels.norm_backward(grad, normed, weight, scale, angles=angles), None, None, None
+
+
+def norm_rotate(
+    x: Float[Tensor, "N H d"],
+    weight: Float[Tensor, "H d"],
+    angles: tuple[Float[Tensor, "N 1 half"], Float[Tensor, "N 1 half"]],
+    *,
+    epsilon: float,
+) -> Float[Tensor, "N H d"]:
+    """Queries or keys [N, H, d] normed, each head by itself, and turned by their angles."""
+    if torch.is_grad_enabled() and kernels.fits(x, weight, *angles):
+        result: Tensor = _NormRotate.apply(x, weight, *angles, epsilon)  # type: ignore[no-untyped-call]
+        return result
+    return rotate(rms_norm(x, weight, epsilon=epsilon), *angles)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lmloop.errors import TrainingError
+from lmloop.model import kernels
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Numbers of glibc's `mallopt` options."""
@@ -118,5 +119,6 @@ def describe_hardware() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "dtype": str(fast_dtype()).removeprefix("torch."),
+        "kernels": "native" if kernels.are_native() else "torch",
     }
     return known | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})

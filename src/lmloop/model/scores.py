@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from lmloop.model import kernels
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
@@ -85,6 +87,13 @@ class _DenseAttention(Function):
         q = (q * scale).reshape(batch, k.shape[1], groups * length, head_dim)
         k, v = k.contiguous(), v.contiguous()
         scores = q @ k.transpose(-1, -2)
+        ctx.native = kernels.fits(scores)
+        if ctx.native:
+            flat = scores.view(batch, heads, length, k.shape[2])
+            weights = kernels.softmax_(flat, mask).view(scores.shape)
+            ctx.save_for_backward(q, k, v, weights)
+            ctx.scale = scale
+            return (weights @ v).view(batch, heads, length, head_dim)
         if mask is not None:
             # One mask for all heads, or one a head, which lie in their groups.
             split = (-1, groups) if mask.shape[1] == heads else (1, 1)
@@ -104,6 +113,9 @@ class _DenseAttention(Function):
         grad = grad.reshape(q.shape)
         grad_v = weights.transpose(-1, -2) @ grad
         grad_weights = grad @ v.transpose(-1, -2)
-        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        if ctx.native:
+            grad_scores = kernels.softmax_backward_(grad_weights, weights)
+        else:
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
         grad_q = (grad_scores @ k).mul_(ctx.scale).view(shape)
         return grad_q, grad_scores.transpose(-1, -2) @ q, grad_v, None, None

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from lmloop.model import kernels
 from lmloop.model.transformer import Transformer
 
 CHUNK_ELEMENTS = 1 << 21
@@ -25,8 +26,8 @@ GROUP_ELEMENTS = 1 << 24
 """Gradients of logits held at once: the matrix's gradient is summed up once a group of chunks."""
 
 
-Differentiate = Callable[[Tensor, slice, Tensor], Tensor]
-"""Summed loss (fp32) of the logits [n, V] of a slice of the states; writes its gradient to [n, V].
+Differentiate = Callable[[Tensor, slice], Tensor]
+"""Summed loss (fp32) of the logits [n, V] of a slice of the states; its gradient takes their place.
 """
 
 
@@ -63,7 +64,8 @@ class _ChunkedLoss(Function):
             for start in range(first, last, size):
                 part = slice(start, min(start + size, last))
                 grad = grads[part.start - first : part.stop - first]
-                total += differentiate(hidden[part] @ weight.t(), part, grad)
+                torch.mm(hidden[part], weight.t(), out=grad)
+                total += differentiate(grad, part)
                 torch.mm(grad, weight, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight += grads[: last - first].t() @ hidden[first:last]
@@ -79,8 +81,11 @@ class _ChunkedLoss(Function):
         return grad_hidden * scale, grad_weight, None
 
 
-def _differentiate(logits: Tensor, wanted: Tensor, grad: Tensor, smoothing: float) -> Tensor:
-    """Summed loss (fp32) of logits [n, V] for wanted [n, 1]; its gradient is written to `grad`."""
+def _differentiate(logits: Tensor, wanted: Tensor, smoothing: float) -> Tensor:
+    """Summed loss (fp32) of logits [n, V] for wanted [n]; its gradient takes their place."""
+    if kernels.fits(logits):
+        return kernels.cross_entropy_(logits, wanted, smoothing=smoothing)
+    wanted = wanted[:, None]
     chances = torch.softmax(logits, dim=-1, dtype=torch.float32)
     found = chances.gather(1, wanted)
     loss = -found.clamp(min=1e-37).log().sum()
@@ -93,21 +98,24 @@ def _differentiate(logits: Tensor, wanted: Tensor, grad: Tensor, smoothing: floa
         chances -= smoothing / logits.shape[1]
         found = chances.gather(1, wanted) + smoothing
     chances.scatter_(1, wanted, found - 1.0)
-    grad.copy_(chances)
+    logits.copy_(chances)
     return loss
 
 
-def _follow(logits: Tensor, part: slice, grad: Tensor, lesson: Lesson) -> Tensor:
-    """Summed divergence (fp32) of logits [n, V]; mixes its gradient into that of the targets.
+def _learn(
+    logits: Tensor, wanted: Tensor, states: Tensor, smoothing: float, lesson: Lesson
+) -> Tensor:
+    """As `_differentiate`, with what the teacher says of the same `states`.
 
     With p and q the student's and the teacher's chances at the temperature T, the gradient of
     T² · KL by the student's logits is T · (p - q).
     """
-    said, given = _soften(logits, lesson.states[part], lesson)
+    said, given = _soften(logits, states, lesson)
+    loss = _differentiate(logits, wanted, smoothing)
     apart = _diverge(said, given, lesson)
     mixed = said.exp_().sub_(given).mul_(lesson.share * lesson.temperature)
-    grad.copy_(mixed.add_(grad, alpha=1 - lesson.share))
-    return apart
+    logits.copy_(mixed.add_(logits, alpha=1 - lesson.share))
+    return (1 - lesson.share) * loss + lesson.share * apart
 
 
 def _soften(logits: Tensor, states: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
@@ -147,12 +155,10 @@ def chunked_cross_entropy(
     models exist a chunk at a time.
     """
 
-    def differentiate(logits: Tensor, part: slice, grad: Tensor) -> Tensor:
-        loss = _differentiate(logits, targets[part, None], grad, smoothing)
+    def differentiate(logits: Tensor, part: slice) -> Tensor:
         if lesson is None:
-            return loss
-        apart = _follow(logits, part, grad, lesson)
-        return (1 - lesson.share) * loss + lesson.share * apart
+            return _differentiate(logits, targets[part], smoothing)
+        return _learn(logits, targets[part], lesson.states[part], smoothing, lesson)
 
     result: Tensor = _ChunkedLoss.apply(hidden, weight, differentiate)  # type: ignore[no-untyped-call]
     return result

@@ -1,0 +1,253 @@
+"""Passes of training over bfloat16 on a CPU, compiled once on the machine that runs them.
+
+Takes and gives tensors alone. PyTorch passes over memory once for each operator, and a block has
+dozens of them; here norm, rotation, activation, softmax and loss are one pass each way. `fits` says
+whether tensors can come here; where it says no, `functions.py`, `scores.py` and `training/loss.py`
+have the same formulas in PyTorch. A compiler is a gain, not a need. Axes: N tokens, H heads,
+W numbers of a row, I feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lmloop.config import cache_directory, compiler_setting
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+_FLAGS = (
+    *("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    *("-fopenmp", "-shared", "-fPIC"),
+)
+_WIDE = "-mprefer-vector-width=512"
+"""Of two instruction sets that an x86 processor has, the one that takes more numbers at once."""
+_MOST_SECONDS = 120
+"""A compiler that is still busy by then is given up; one second is usual."""
+
+
+def fits(*tensors: Float[Tensor, "..."]) -> bool:
+    """Whether all are plain bfloat16 tensors of a CPU, and the passes could be compiled here."""
+    plain = all(
+        type(each) in (Tensor, torch.nn.Parameter)
+        and each.dtype == torch.bfloat16
+        and each.device.type == "cpu"
+        for each in tensors
+    )
+    return plain and not torch.compiler.is_compiling() and _library() is not None
+
+
+def are_native() -> bool:
+    """Whether the passes are compiled for this machine; makes them ready where they can be."""
+    return _library() is not None
+
+
+def norm(
+    x: Float[Tensor, "N *W"],
+    weight: Float[Tensor, "*W"],
+    *,
+    epsilon: float,
+    angles: tuple[Float[Tensor, "N 1 half"], Float[Tensor, "N 1 half"]] | None = None,
+) -> tuple[Float[Tensor, "N *W"], Float[Tensor, "N *W"], Float[Tensor, "N *one"]]:
+    """x / rms(x) · weight, then turned by `angles` (cosine and sine, [N, 1, W / 2]) if given.
+
+    Gives that, x / rms(x), and 1 / rms(x) with a last axis of length one.
+    """
+    x, heads = _by_token(x, weight), weight.numel() // weight.shape[-1]
+    normed, result = (torch.empty(x.shape, dtype=x.dtype) for _ in range(2))
+    scale = x.new_empty(*x.shape[:-1], 1)
+    _call(
+        "norm_forward",
+        *(x, _stride(x, weight), weight, normed, scale, result),
+        *(x.numel() // weight.numel(), heads, weight.shape[-1], epsilon),
+        *_turns(angles),
+    )
+    return result, normed, scale
+
+
+def norm_backward(
+    grad: Float[Tensor, "N *W"],
+    normed: Float[Tensor, "N *W"],
+    weight: Float[Tensor, "*W"],
+    scale: Float[Tensor, "N *one"],
+    *,
+    angles: tuple[Float[Tensor, "N 1 half"], Float[Tensor, "N 1 half"]] | None = None,
+) -> tuple[Float[Tensor, "N *W"], Float[Tensor, "*W"]]:
+    """Gradients of what `norm` was given, x and weight, of that of what it gave."""
+    grad, grad_x = grad.contiguous(), torch.empty_like(normed)
+    sums = torch.zeros(torch.get_num_threads(), *weight.shape)
+    heads = weight.numel() // weight.shape[-1]
+    _call(
+        "norm_backward",
+        *(grad, normed, weight, scale, grad_x, sums),
+        *(grad.numel() // weight.numel(), heads, weight.shape[-1]),
+        *_turns(angles),
+    )
+    return grad_x, sums.sum(0).to(weight.dtype)
+
+
+def rotate(
+    x: Float[Tensor, "N H W"],
+    angles: tuple[Float[Tensor, "N 1 half"], Float[Tensor, "N 1 half"]],
+    *,
+    back: bool = False,
+) -> Float[Tensor, "N H W"]:
+    """The pairs (x[i], x[i + W / 2]) turned by their angles, or back again."""
+    x = _by_token(x, x[0])
+    result = torch.empty(x.shape, dtype=x.dtype)
+    sign = -1.0 if back else 1.0
+    _call("rotate", x, _stride(x, x[0]), result, *x.shape, *_turns(angles), sign)
+    return result
+
+
+def swiglu(gate_up: Float[Tensor, "N gate_up"]) -> Float[Tensor, "N I"]:
+    """silu(gate) · up of [gate | up]."""
+    gate_up = gate_up.contiguous()
+    width = gate_up.shape[-1] // 2
+    result = gate_up.new_empty(*gate_up.shape[:-1], width)
+    _call("swiglu_forward", gate_up, result, result.numel() // max(1, width), width)
+    return result
+
+
+def swiglu_backward(
+    grad: Float[Tensor, "N I"], gate_up: Float[Tensor, "N gate_up"]
+) -> Float[Tensor, "N gate_up"]:
+    """The gradient of [gate | up] of that of silu(gate) · up."""
+    grad, gate_up = grad.contiguous(), gate_up.contiguous()
+    result, width = torch.empty_like(gate_up), grad.shape[-1]
+    _call("swiglu_backward", grad, gate_up, result, grad.numel() // max(1, width), width)
+    return result
+
+
+def softmax_(
+    scores: Float[Tensor, "B H T S"], mask: Float[Tensor, "b h T S"] | None
+) -> Float[Tensor, "B H T S"]:
+    """softmax(scores + mask) in the place of contiguous scores; b is 1 or B, h is 1 or H."""
+    added = (1, 1) if mask is None else mask.shape[:2]
+    mask = None if mask is None else mask.contiguous()
+    _call("softmax_forward", scores, mask, *scores.shape, *added)
+    return scores
+
+
+def softmax_backward_(
+    grad: Float[Tensor, "*rows S"], weights: Float[Tensor, "*rows S"]
+) -> Float[Tensor, "*rows S"]:
+    """The gradient of scores in the place of that of the weights that a softmax made of them."""
+    width = grad.shape[-1]
+    _call("softmax_backward", grad, weights.contiguous(), grad.numel() // max(1, width), width)
+    return grad
+
+
+def cross_entropy_(
+    logits: Float[Tensor, "N V"], wanted: Int[Tensor, "N"], *, smoothing: float
+) -> Float[Tensor, ""]:
+    """Summed loss (fp32) of contiguous logits; its gradient comes in their place."""
+    losses = torch.empty(len(logits))
+    _call("cross_entropy", logits, wanted.contiguous(), losses, *logits.shape, smoothing)
+    return losses.sum()
+
+
+def _by_token(x: Tensor, row: Tensor) -> Tensor:
+    """As it is where each token's numbers, as many as `row` has, lie together; else a copy."""
+    lies = x.dim() > 1 and x[0].is_contiguous() and x.numel() == len(x) * row.numel()
+    return x if lies else x.contiguous()
+
+
+def _stride(x: Tensor, row: Tensor) -> int:
+    """Numbers from one token to the next."""
+    return row.numel() if x.is_contiguous() else x.stride(0)
+
+
+def _turns(angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if angles is None else (angles[0].contiguous(), angles[1].contiguous())
+
+
+def _call(name: str, *given: Tensor | float | None) -> None:
+    """A function of the library: tensors by address, sizes as int64, the number of threads last."""
+    library = _library()
+    assert library is not None, "fits() was not asked"
+    getattr(library, name)(*map(_pass, given), ctypes.c_int(torch.get_num_threads()))
+
+
+def _pass(given: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
+    if given is None or isinstance(given, Tensor):
+        return ctypes.c_void_p(None if given is None else given.data_ptr())
+    return ctypes.c_int64(given) if isinstance(given, int) else ctypes.c_float(given)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled passes; None where they are switched off or there is no compiler that can."""
+    setting, team = compiler_setting(), _thread_team()
+    compiler = shutil.which(setting) if setting else None
+    if compiler is None or team is None:
+        logger.info("training passes over memory by PyTorch's operators: no C++ compiler is here")
+        return None
+    flags = (*_FLAGS, _WIDE) if platform.machine() == "x86_64" else _FLAGS
+    status = Path(compiler).resolve().stat()
+    known = (compiler, status.st_size, status.st_mtime_ns, flags, str(team), _processor())
+    digest = hashlib.sha256(SOURCE.read_bytes() + repr(known).encode()).hexdigest()[:16]
+    try:
+        built = _private_folder() / f"kernels-{digest}.so"
+        if not built.is_file():
+            _compile([compiler, *flags, str(SOURCE), str(team)], built)
+        return ctypes.CDLL(str(built))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("training passes could not be compiled, PyTorch's are taken: %s", error)
+        return None
+
+
+def _compile(command: list[str], built: Path) -> None:
+    """Compile beside, and rename: two processes at once end with one whole file."""
+    with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+        made = Path(folder, built.name)
+        subprocess.run(
+            [*command, "-o", str(made)], check=True, capture_output=True, timeout=_MOST_SECONDS
+        )
+        made.replace(built)
+
+
+def _private_folder() -> Path:
+    """Where compiled passes stay; code is run from there, so it must be this user's alone.
+
+    Raises `PermissionError` where it is not.
+    """
+    folder = cache_directory()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(f"{folder} can be written to by others")
+    return folder
+
+
+def _thread_team() -> Path | None:
+    """The library whose threads PyTorch's operators use: another team would wait beside it."""
+    maps = Path("/proc/self/maps")
+    found = re.search(r"\S*/libgomp\S*$", maps.read_text(), re.MULTILINE) if maps.exists() else None
+    return Path(found[0]) if found else None
+
+
+def _processor() -> str:
+    """What the machine can, so that a home on a shared disk serves unlike ones."""
+    path = Path("/proc/cpuinfo")
+    found = re.search(
+        r"^(?:flags|Features)\s*:.*$", path.read_text() if path.exists() else "", re.M
+    )
+    return found[0] if found else platform.processor()
