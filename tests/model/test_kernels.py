@@ -159,6 +159,19 @@ def test_an_impossible_target_costs_as_much_as_in_the_formula() -> None:
 
 
 @compiled
+@pytest.mark.parametrize("count", [5, 160])
+def test_a_momentum_follows_and_masters_move_as_pytorch_does_it(count: int) -> None:
+    grad, momentum = draw(3, count), draw(3, count, seed=1).float()
+    expected = momentum.lerp(grad.float(), 0.1)
+    ahead = kernels.follow_(momentum, grad.clone(), 0.1)
+    assert torch.allclose(momentum, expected, rtol=1e-6, atol=1e-7)
+    close(ahead, grad.float().lerp(expected, 0.9).double(), share=0.5)
+    moved = expected - 0.02 * grad.float()
+    kernels.move_(momentum, grad, 0.02)
+    assert torch.allclose(momentum, moved, rtol=1e-6, atol=1e-7)
+
+
+@compiled
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_what_is_no_number_is_none_afterwards(broken: float) -> None:
     """A loss that hid it would go on learning."""

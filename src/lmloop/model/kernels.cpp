@@ -9,6 +9,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -43,13 +44,15 @@ inline lanes load(const bf16* from, int64_t count = LANES, float rest = 0) {
   return result;
 }
 
-inline lanes load(const float* from) {
-  lanes result;
-  std::memcpy(&result, from, sizeof result);
+inline lanes load(const float* from, int64_t count = LANES) {
+  lanes result = {};
+  std::memcpy(&result, from, count * sizeof(float));
   return result;
 }
 
-inline void store(float* to, lanes x) { std::memcpy(to, &x, sizeof x); }
+inline void store(float* to, lanes x, int64_t count = LANES) {
+  std::memcpy(to, &x, count * sizeof(float));
+}
 
 inline halves narrow(lanes x) {
 #ifdef __AVX512BF16__
@@ -195,8 +198,7 @@ void norm_backward(const bf16* grad, const bf16* normed, const bf16* weight, con
           const lanes left = load(from + i, count), right = load(from + half + i, count);
           const lanes along = load(c + i, count), across = load(s + i, count);
           store(row + i, left * along + right * across);
-          const lanes turned = right * along - left * across;
-          std::memcpy(row + half + i, &turned, count * sizeof(float));
+          store(row + half + i, right * along - left * across, count);
         });
       }
       float* total = totals.data() + head * (width + LANES);
@@ -338,6 +340,28 @@ void cross_entropy(bf16* logits, const int64_t* wanted, float* losses, int64_t t
       losses[token] = loss > most_nats ? most_nats : loss;
       if (smoothing != 0) losses[token] += smoothing * (ahead - sum(all) / float(vocabulary));
     }
+  });
+}
+
+void follow(float* momentum, const bf16* grad, bf16* ahead, int64_t count, float rate,
+            int threads) {
+  share_out((count + LANES - 1) / LANES, threads, [=](int64_t first, int64_t last, int) {
+    each(std::min(last * LANES, count) - first * LANES, [&](int64_t i, int64_t some) {
+      const int64_t at = first * LANES + i;
+      const lanes given = load(grad + at, some), kept = load(momentum + at, some);
+      const lanes moved = kept + rate * (given - kept);
+      store(momentum + at, moved, some);
+      store(ahead + at, moved + rate * (given - moved), some);
+    });
+  });
+}
+
+void move(float* master, const bf16* update, int64_t count, float size, int threads) {
+  share_out((count + LANES - 1) / LANES, threads, [=](int64_t first, int64_t last, int) {
+    each(std::min(last * LANES, count) - first * LANES, [&](int64_t i, int64_t some) {
+      const int64_t at = first * LANES + i;
+      store(master + at, load(master + at, some) - size * load(update + at, some), some);
+    });
   });
 }
 

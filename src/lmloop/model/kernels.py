@@ -164,6 +164,19 @@ def cross_entropy_(
     return losses.sum()
 
 
+def follow_(
+    momentum: Float[Tensor, "*any"], grad: Float[Tensor, "*any"], rate: float
+) -> Float[Tensor, "*any"]:
+    """Let a momentum, fp32, follow a gradient; one look further ahead comes in its place."""
+    _call("follow", momentum, grad, grad, grad.numel(), rate)
+    return grad
+
+
+def move_(master: Float[Tensor, "*any"], update: Float[Tensor, "*any"], size: float) -> None:
+    """master - size · update, in the place of a contiguous fp32 master."""
+    _call("move", master, update, update.numel(), size)
+
+
 def _by_token(x: Tensor, row: Tensor) -> Tensor:
     """As it is where each token's numbers, as many as `row` has, lie together; else a copy."""
     lies = x.dim() > 1 and x[0].is_contiguous() and x.numel() == len(x) * row.numel()

@@ -137,6 +137,7 @@ class CompactMuon(Muon):
 
     def _follow(self, shape: tuple[int, int], grad: Tensor) -> Tensor:
         """Of the exact momentum of this step; what is kept of it is rounded."""
+        grad = grad.float()
         moment, numbers = self._moments[shape], grad.view(-1)
         for part in pieces(len(numbers)):
             momentum = moment.read(part).lerp_(numbers[part], 1 - self._momentum)

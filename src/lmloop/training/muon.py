@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmloop.model import kernels
+
 # Coefficients of five quintic steps towards the polar factor, each optimal for what the one before
 # leaves. Source: Amsel et al. 2025, The Polar Express, algorithm 1; like there, each is flattened a
 # little, or a singular value that bfloat16 has rounded to just above 1 would grow without end.
@@ -31,12 +33,12 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     x = matrices.to(torch.bfloat16)
     tall = x.shape[1] > x.shape[2]
     if tall:
-        x = x.transpose(1, 2)
+        x = x.transpose(1, 2).contiguous()
     x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
     for a, b, c in POLAR_EXPRESS:
         square = x @ x.transpose(1, 2)
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x.transpose(1, 2) if tall else x
+    return x.transpose(1, 2).contiguous() if tall else x
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +99,22 @@ class Muon:
         return group
 
     def _collect(self, grads: Mapping[str, Tensor], group: Sequence[Part]) -> Tensor:
-        """Whole gradients of this process's own of a group, fp32 [g, R, C]."""
-        return torch.stack([grads[part.name][part.rows] for part in group]).float()
+        """Whole gradients of this process's own of a group, [g, R, C]."""
+        return torch.stack([grads[part.name][part.rows] for part in group])
 
     def _move(self, group: Sequence[Part], update: Tensor, size: float) -> None:
         """Move the masters of a group against the update [g, R, C] of this process's own."""
         for part, change in zip(group, update, strict=True):
-            matrix = self._masters[part.name][part.rows]
-            matrix.add_(change.float(), alpha=-size * self._rates[part.name])
+            matrix, rate = self._masters[part.name][part.rows], size * self._rates[part.name]
+            if kernels.fits(change):
+                kernels.move_(matrix, change, rate)
+            else:
+                matrix.add_(change.float(), alpha=-rate)
 
     def _follow(self, shape: tuple[int, int], grad: Tensor) -> Tensor:
         """The direction of one shape, in the place of its gradient: Nesterov's look ahead."""
+        if kernels.fits(grad):
+            return kernels.follow_(self.momenta[shape], grad, 1 - self._momentum)
+        grad = grad.float()
         momentum = self.momenta[shape].lerp_(grad, 1 - self._momentum)
         return grad.lerp_(momentum, self._momentum)
