@@ -74,4 +74,5 @@ def test_the_python_example_of_the_readme_runs(tmp_path: Path) -> None:
         timeout=540,
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\(\d+(, \d+)*,?\)", done.stdout)
+    # After so few steps an answer may be empty.
+    assert re.search(r"\((\d+(, \d+)*,?)?\)\n", done.stdout)
