@@ -222,7 +222,7 @@ def _library() -> ctypes.CDLL | None:
         if not built.is_file():
             _compile([compiler, *flags, str(SOURCE), str(team)], built)
         return ctypes.CDLL(str(built))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logger.warning("training passes could not be compiled, PyTorch's are taken: %s", error)
         return None
 
