@@ -6,9 +6,11 @@ import ctypes
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -53,6 +55,10 @@ def make_step(
     pieces = section.batch_rows // section.micro_batch_rows
     model.train()
     batch = draw_batch(config, section.micro_batch_rows, section.row_tokens)
+    # As packed rows have: two documents, so that a mask is due.
+    segments = np.zeros_like(batch.segments)
+    segments[:, section.row_tokens // 2 :] = 1
+    batch = replace(batch, segments=segments)
 
     def step() -> None:
         for _ in range(pieces):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from lmloop.model import kernels
 from lmloop.model.config import ModelConfig
 from lmloop.model.recompute import Checkpointing, of_layer
 
@@ -60,25 +61,36 @@ def recomputed_bytes(config: ModelConfig, batch: Batch, *, checkpointing: Checkp
     """
     if checkpointing == "none":
         return 0
-    states = _numbers(batch, 2 * config.hidden_size)
-    largest = max(_block(config, batch, layer) for layer in range(config.num_layers))
-    largest += states + _way_back(config, batch, checkpointing)
+    largest = _numbers(batch, 2 * config.hidden_size) + _way_back(config, batch)
+    largest += max(
+        _block(config, batch, layer) - _known(config, batch, layer, checkpointing)
+        for layer in range(config.num_layers)
+    )
     if config.encoder is None:
         return largest
     source = replace(batch, row_tokens=batch.source_tokens)
     return max(largest, recomputed_bytes(config.encoder, source, checkpointing=checkpointing))
 
 
-def _way_back(config: ModelConfig, batch: Batch, checkpointing: Checkpointing) -> int:
-    """Gradients on their way through the activation, or later those of scores and weights."""
+def _way_back(config: ModelConfig, batch: Batch) -> int:
+    """Gradients on their way through the activation, or later those of scores and weights.
+
+    Compiled passes make the gradient of the scores in the place of that of the weights, and nothing
+    on the way through the activation.
+    """
     inner = config.intermediate_size if config.experts is None else config.experts.shared_size
     ways = 2 if config.gated else 1
-    thinking = _numbers(batch, (ways + 1) * inner)
-    seeing = 2 * _numbers(batch, config.num_heads * batch.row_tokens)
+    is_native = batch.element_bytes != _EXACT and kernels.are_native()
+    thinking = _numbers(batch, (ways + (not is_native)) * inner)
+    seeing = (2 - is_native) * _numbers(batch, config.num_heads * batch.row_tokens)
     seeing -= _inner(config, batch, inner)  # is gone by then
-    # What selective kept of the inner product is counted with what is kept.
-    known = _numbers(batch, ways * inner) if checkpointing == "selective" else 0
-    return max(thinking, seeing) - known
+    return max(thinking, seeing)
+
+
+def _known(config: ModelConfig, batch: Batch, layer: int, checkpointing: Checkpointing) -> int:
+    """What a block takes over of its kept products while it is computed again: they go with it."""
+    kept = of_layer(checkpointing, mixer=config.mixer(layer))
+    return _products(config, batch, layer) if kept == "selective" else 0
 
 
 def _kept(config: ModelConfig, batch: Batch, layer: int, checkpointing: Checkpointing) -> int:

@@ -17,6 +17,7 @@ import torch
 
 from lmloop.errors import TrainingError
 from lmloop.learning import TrainConfig
+from lmloop.model import kernels
 from lmloop.model.activations import Batch, activation_bytes, recomputed_bytes
 from lmloop.model.config import ModelConfig
 from lmloop.model.hardware import best_device, settle_dtype
@@ -30,6 +31,8 @@ from lmloop.training.scales import rate_scales
 USABLE_SHARE = 0.6
 """Of the free memory of a machine without a GPU: a process that keeps freed memory for the next
 step held 13 to 54 % more than its tensors, because the gaps between them do not fit."""
+WORTH = 0.99
+"""A change that leaves more than this share of the peak is not advised."""
 FULL = 4
 """Bytes of a number in fp32."""
 _STATES = {"adamw": 2, "sgd": 1, "schedule-free": 3}
@@ -211,7 +214,7 @@ def advise(
     for change in changes:
         trial = section.model_copy(update=change)
         lower = plan_memory(config, trial, source_tokens=source_tokens).peak
-        if lower < peak:
+        if lower < WORTH * peak:
             named = {key: value for key, value in change.items() if getattr(section, key) != value}
             told.append(f"{_spell(named)} needs {lower / 1e6:,.0f} MB")
             section, peak = trial, lower
@@ -299,11 +302,19 @@ def _loss_bytes(config: ModelConfig, section: TrainConfig) -> int:
         return tokens * vocabulary * (size + 2 * FULL + FULL * (size != FULL))
     chunk = min(tokens * vocabulary, max(CHUNK_ELEMENTS, vocabulary))
     group = min(tokens * vocabulary, max(GROUP_ELEMENTS, vocabulary))
-    # Logits of a chunk; in fp32 they and their chances. Gradients of a group; the states'.
-    making = chunk * (size + FULL + FULL * (size != FULL)) + size * group + size * tokens * width
-    # Behind it the matrix's gradient is scaled and rounded: three of it at once.
-    taking = vocabulary * width * (FULL + size) + 2 * size * tokens * width
-    return FULL * vocabulary * width + max(making, taking)
+    matrix, states, rounded = vocabulary * width, size * tokens * width, size != FULL
+    # Gradients take the place of the logits of a group. Beside them chances of a chunk, which
+    # PyTorch makes of an fp32 copy where logits are not that; later what a group adds.
+    chances = 0 if _is_native(size) else FULL * chunk * (1 + rounded)
+    making = size * group + max(chances, matrix * (size + FULL * rounded)) + states
+    # Behind it the matrix's gradient is scaled, and rounded where that is due.
+    taking = matrix * (FULL + size * rounded) + 2 * states
+    return FULL * matrix + max(making, taking)
+
+
+def _is_native(size: int) -> bool:
+    """Whether passes over numbers of so many bytes are the compiled ones, which make no copies."""
+    return size != FULL and best_device().type == "cpu" and kernels.are_native()
 
 
 def _update_bytes(
