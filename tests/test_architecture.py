@@ -29,7 +29,7 @@ LAYERS = (
     {"rounds"},
     {"pipeline"},
     {"stages"},
-    {"unfinished", "auto"},
+    {"unfinished", "auto", "watching"},
     {"compression", "updating"},
     {"training", "evaluation", "serving", "monitoring", "tracking"},
     {"inference"},

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lmloop.sections import Section, parse_duration
+from lmloop.sections import ReportFigure, Section, parse_duration
 
 
 class TrainConfig(Section):
@@ -86,9 +86,10 @@ class TrainConfig(Section):
     """Each layer's rates are those of the layer above times this; the embedding's come last."""
     patience: int | None = Field(default=None, ge=1)
     """End after so many validations in a row that are no better, and keep the best weights."""
-    patience_metric: Literal["validation", "loss", "accuracy"] = "validation"
+    patience_metric: Literal["validation", "loss", "accuracy", ReportFigure] = "validation"
     """What must get better for `patience`: the usual validation, the loss of what is learnt (the
-    answers, in fine-tuning), or how often the likeliest token is the right one."""
+    answers, in fine-tuning), how often the likeliest token is the right one, or a figure of the
+    evaluation's report, measured on validation splits."""
     on_unsound: Literal["stop", "skip", "rollback"] = "stop"
     """What follows a loss or a gradient that is no number, or a spike: end with an error, leave the
     batch out, or go back to the last snapshot and on behind the batch."""

@@ -5,7 +5,7 @@ Reading one from a file is `lmloop.config`'s part.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from lmloop.sections import (
     EvaluateConfig,
     ModelSection,
     PrepareConfig,
+    ReportFigure,
     Section,
     ServeConfig,
     TokenizeConfig,
@@ -181,6 +182,24 @@ class Recipe(Section):
                 self._check_order_is_kept(key)
         for key, part in zip(self.pretrain.objectives, self.pretrain.by_task.values(), strict=True):
             self._check_special_tokens(key, part)
+        return self
+
+    @model_validator(mode="after")
+    def _check_metric(self) -> Recipe:
+        """Figures of evaluation ask for each next token, and for text to measure them on."""
+        for stage in ("pretrain", "finetune", "update"):
+            section: TrainConfig = getattr(self, stage)
+            told = f"{stage}.patience_metric = {section.patience_metric!r}"
+            if section.patience_metric not in get_args(ReportFigure):
+                continue
+            if stage == "pretrain" and not self.pretrain.is_scored_in_bytes:
+                raise ValueError(
+                    f"{told} needs a model that continues text, and {self._objective!r} makes "
+                    "none: take 'validation', 'loss' or 'accuracy'"
+                )
+            other = section.patience_metric.removesuffix("_bits_per_byte")
+            if other in ("rehearsal", "outside") and not getattr(self.prepare, other):
+                raise ValueError(f"{told} needs prepare.{other}: name files")
         return self
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from lmloop.records import Record
 from lmloop.stages import STAGES, Inputs, Stage, Workshop
 from lmloop.store.artifact import Artifact, ArtifactStore
 from lmloop.store.lineage import walk_back
+from lmloop.watching import make_figure
 
 if TYPE_CHECKING:
     from lmloop.updating.collect import Selection
@@ -191,6 +192,7 @@ def _update(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[
         progress=shop.progress,
         freeze_embedding=recipe.model.freeze_embedding,
         watch=shop.watch,
+        figure=make_figure(recipe, "update", inputs["tokenize"], shop.store),
     )
     changes = forgetting_report(
         load(base, verify=False),

@@ -237,6 +237,20 @@ class ModelSection(Section):
         return self
 
 
+ReportFigure = Literal[
+    "hits_at_1",
+    "stop_share",
+    "empty_share",
+    "repetition_share",
+    "distinct_1",
+    "distinct_2",
+    "distinct_3",
+    "rehearsal_bits_per_byte",
+    "outside_bits_per_byte",
+]
+"""Figures of a report that have a better end and need no look at the training text."""
+
+
 class EvaluateConfig(Section):
     """Checkpoint to report, on held-out text only."""
 

@@ -21,6 +21,7 @@ from lmloop.progress import Progress, Watch, unwatched
 from lmloop.recipe import Recipe
 from lmloop.store.artifact import Artifact, ArtifactStore, hash_file
 from lmloop.training.ranks import ALONE, Ranks
+from lmloop.watching import make_figure
 
 if TYPE_CHECKING:
     from lmloop.store.bases import Base
@@ -231,6 +232,7 @@ def _pretrain(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         teacher=None if teacher is None else teacher.path,
         ranks=shop.ranks,
         watch=shop.watch,
+        figure=make_figure(shop.recipe, "pretrain", inputs["tokenize"], shop.store),
     )
 
 
@@ -254,6 +256,7 @@ def _finetune(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
         freeze_embedding=shop.recipe.model.freeze_embedding,
         teacher=None if teacher is None else teacher.path,
         watch=shop.watch,
+        figure=make_figure(shop.recipe, "finetune", inputs["tokenize"], shop.store),
     )
 
 

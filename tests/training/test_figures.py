@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lmloop.errors import TrainingError
 from lmloop.learning import TrainConfig
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.loader import PackedLoader
@@ -105,6 +106,12 @@ def test_the_weights_of_the_best_figure_are_kept_whichever_way_it_goes(
     best = run.model.embedding.weight
     assert torch.equal(best, shown[kept // 3 - 1])
     assert result.validation_bits_per_byte == pytest.approx(best.detach().norm().item())
+
+
+def test_a_figure_of_evaluation_is_not_made_here(shards_folder: Path) -> None:
+    with pytest.raises(TrainingError, match="'hits_at_1' is a figure of evaluation") as caught:
+        open_one(shards_folder, "hits_at_1")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_metric_to_watch_needs_patience() -> None:

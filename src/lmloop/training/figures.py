@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from lmloop.errors import TrainingError
 from lmloop.learning import TrainConfig
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.arrangement import Arrangement
@@ -48,10 +49,18 @@ def open_figure(
     answers_only: bool,
     arrangement: Arrangement | None,
 ) -> Figure | None:
-    """What a recipe watches instead of its validation; None where it watches that."""
+    """What a recipe watches instead of its validation; None where it watches that.
+
+    Raises `TrainingError` for a figure of evaluation, which training knows nothing of.
+    """
     name = config.patience_metric
     if name == "validation":
         return None
+    if name not in _MEASURES:
+        raise TrainingError(
+            f"patience_metric = {name!r} is a figure of evaluation: hand it over as `figure`, or "
+            "take 'validation', 'loss' or 'accuracy'"
+        )
     measure = open_measure(
         name,
         config,

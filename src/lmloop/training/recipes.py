@@ -35,7 +35,7 @@ from lmloop.tokens.vector_files import load_vectors
 from lmloop.training.adapting import adapt, fold, held_bytes
 from lmloop.training.bigrams import begin
 from lmloop.training.embeddings import initialise_embedding
-from lmloop.training.figures import Validate, open_figure, open_measure
+from lmloop.training.figures import Figure, Validate, open_figure, open_measure
 from lmloop.training.gauge import make_gauge
 from lmloop.training.journal import read_micro_batch
 from lmloop.training.loop import JOURNAL, train
@@ -63,6 +63,7 @@ def pretrain(
     teacher: Path | None = None,
     ranks: Ranks = ALONE,
     watch: Watch = unwatched,
+    figure: Figure | None = None,
 ) -> dict[str, Any]:
     """Train a new model on everything; write a checkpoint into `folder`, give its counts.
 
@@ -70,9 +71,10 @@ def pretrain(
     `teacher`, the checkpoint that the recipe names, must have that tokenizer as well. `run` holds
     snapshots and journal: a run that was killed goes on from there. `validate` gives bits per byte;
     where the objective makes no model of next tokens, its own loss on the validation split stands
-    instead; `watch` is told each line of the journal. Raises `TokenizerError` for a special token
-    that is missing, `ArtifactError` and `TrainingError` for word vectors, a base or a teacher that
-    cannot be read or do not fit, and for a model too large to train.
+    instead; `watch` is told each line of the journal; `figure` is what patience looks at where that
+    is a figure of evaluation. Raises `TokenizerError` for a special token that is missing,
+    `ArtifactError` and `TrainingError` for word vectors, a base or a teacher that cannot be read or
+    do not fit, and for a model too large to train.
     """
     tokenizer = Tokenizer.open(shards)
     arrangements = {
@@ -114,6 +116,7 @@ def pretrain(
         name="pretrain",
         teacher=teacher,
         watch=watch,
+        figure=figure,
         arrangements=arrangements,
         is_scored_in_bytes=config.is_scored_in_bytes,
         ranks=ranks,
@@ -164,6 +167,7 @@ def finetune(
     teacher: Path | None = None,
     ranks: Ranks = ALONE,
     watch: Watch = unwatched,
+    figure: Figure | None = None,
 ) -> dict[str, Any]:
     """Train `base` further on what the shards mark as answers; see `pretrain`.
 
@@ -193,6 +197,7 @@ def finetune(
         teacher=teacher,
         ranks=ranks,
         watch=watch,
+        figure=figure,
     )
 
 
@@ -210,6 +215,7 @@ def _make_checkpoint(
     progress: Progress,
     name: str,
     watch: Watch,
+    figure: Figure | None,
     teacher: Path | None,
     arrangements: Mapping[str, Arrangement | None] = MappingProxyType({"": None}),
     is_scored_in_bytes: bool = True,
@@ -243,7 +249,7 @@ def _make_checkpoint(
         progress=progress,
         ranks=ranks,
     )
-    figure = open_figure(
+    figure = figure or open_figure(
         config,
         shards,
         seed=order_seed,

@@ -13,7 +13,7 @@ from typing import Any
 from lmloop.errors import UpdateError
 from lmloop.progress import Progress, Watch, unwatched
 from lmloop.tokens.shards import Shards
-from lmloop.training.figures import Validate
+from lmloop.training.figures import Figure, Validate
 from lmloop.training.recipes import finetune
 from lmloop.updating.mixture import SPLIT
 from lmloop.upkeep import UpdateConfig
@@ -33,6 +33,7 @@ def refresh(
     progress: Progress,
     freeze_embedding: bool = False,
     watch: Watch = unwatched,
+    figure: Figure | None = None,
 ) -> dict[str, Any]:
     """Train `base` further on what the mixture marks as learnt; write a checkpoint, give counts.
 
@@ -58,6 +59,7 @@ def refresh(
         name="update",
         freeze_embedding=freeze_embedding,
         watch=watch,
+        figure=figure,
     )
 
 
