@@ -17,6 +17,8 @@ import torch
 from lmloop.config import rank_setting
 from lmloop.errors import CorpusError, StoppedError, TrainingError
 from lmloop.learning import PretrainConfig
+from lmloop.model.init import initialise
+from lmloop.model.transformer import Transformer
 from lmloop.progress import Silent
 from lmloop.sections import ModelSection
 from lmloop.tokens.loader import Batch, PackedLoader
@@ -44,6 +46,13 @@ def test_ranks_add_up_agree_and_collect(tmp_path: Path) -> None:
         # A third has no end in binary: it arrives whole, as the double that it is.
         assert ranks.agree(1 / 3 + ranks.rank) == 1 / 3
         assert ranks.total(0.1 * ranks.rank) == 0.1 + 0.2
+        for dtype in (torch.bfloat16, torch.uint8, torch.bool, torch.float32):
+            turned = torch.tensor([[0, 3, 1], [1, 0, 2]]).to(dtype).T * (ranks.rank == 0)
+            scalar = torch.tensor(7 - ranks.rank).to(dtype)
+            ranks.share(turned)
+            ranks.share(scalar)
+            first = torch.tensor([[0, 1], [3, 0], [1, 2]]).to(dtype)
+            assert torch.equal(turned, first) and torch.equal(scalar, torch.tensor(7).to(dtype))
         texts = ranks.collect("ä" * 400 if ranks.rank == 1 else f"of {ranks.rank}")
         assert texts == ["of 0", "ä" * 256, "of 2"]
         # Rank r sends as many numbers as the receiver's: 10 r + receiver, to itself as well.
@@ -282,6 +291,39 @@ def test_a_run_goes_on_in_the_same_weights_and_on_another_number_of_ranks(
     assert kept["broken"] == kept["unbroken"]
     for one, other in zip(grown.journal(), unbroken.journal(), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_all_ranks_begin_with_the_weights_of_the_first(
+    make_run: MakeRun, tmp_path: Path, sharding: str
+) -> None:
+    """Bigrams are computed on each rank, and unlike processors may round them otherwise."""
+    config = make_config(batch_tokens=64, steps=4, sharding=sharding)
+
+    def go(name: str, *, apart: float) -> list[bytes]:
+        run = make_run(name, config=config)
+
+        def work(ranks: Ranks) -> None:
+            def begin(model: Transformer, *, seed: int) -> None:
+                initialise(model, seed=seed)
+                with torch.no_grad():
+                    for each in model.parameters():
+                        each.mul_(1 + apart * ranks.rank)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("tests.training.conftest.initialise", begin)
+                run.go(ranks=ranks, validate=lambda model: 1.0)
+            whole = ranks.is_first or sharding == "none"
+            kept = b"".join(run.weights().values()) if whole else b""
+            (run.folder / f"weights-{ranks.rank}").write_bytes(kept)
+
+        assert fork_ranks(2, work, folder=tmp_path) == [0, 0], read_errors(tmp_path)
+        return [(run.folder / f"weights-{rank}").read_bytes() for rank in range(2)]
+
+    alike, unlike = go("alike", apart=0.0), go("unlike", apart=1e-3)
+    assert unlike == alike
+    assert sharding == "full" or alike[0] == alike[1]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ class Third(Ranks):
 def test_one_process_alone_agrees_with_itself() -> None:
     tensor = torch.tensor([1.0, 2.0])
     ALONE.add_up(tensor)
+    ALONE.share(tensor)
     assert tensor.tolist() == [1.0, 2.0]
     assert (ALONE.agree(0.5), ALONE.total(3.0), ALONE.collect("a")) == (0.5, 3.0, ["a"])
     assert ALONE.is_first

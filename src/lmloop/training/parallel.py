@@ -74,6 +74,13 @@ class ManyRanks(Ranks):
         """See `Ranks`; of all ranks, or of those in a group."""
         self.together(lambda: dist.all_reduce(tensor, group=group))
 
+    def share(self, tensor: Tensor) -> None:
+        """See `Ranks`; travels as bytes, of whatever type it is."""
+        flat = tensor.detach().contiguous().view(-1)
+        self.together(lambda: dist.broadcast(flat.view(torch.uint8), src=0))
+        if not self.is_first:
+            tensor.detach().copy_(flat.view_as(tensor))
+
     def collect(self, text: str) -> list[str]:
         """See `Ranks`."""
         own = text.encode()[:TEXT_BYTES]

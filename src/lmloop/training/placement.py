@@ -104,8 +104,12 @@ class Whole:
 def place(model: Transformer, config: TrainConfig, ranks: Ranks) -> Whole:
     """Lay a model out as the recipe says; one process alone has it whole in any case.
 
-    Raises `TrainingError` for what cannot be dealt out to so many ranks.
+    All ranks go on from the weights of the first: what each has computed to begin with differs in
+    the last bits on unlike processors, and would stay apart. Raises `TrainingError` for what cannot
+    be dealt out to so many ranks.
     """
+    for each in (*model.parameters(), *model.buffers()):
+        ranks.share(each)
     if ranks.size == 1 or not config.is_cut:
         return Whole(model, ranks)
     if config.lora_rank is not None:

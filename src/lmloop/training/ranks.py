@@ -55,6 +55,9 @@ class Ranks:
     def add_up(self, tensor: Tensor) -> None:
         """Put the sum of all ranks' tensors in place of each."""
 
+    def share(self, tensor: Tensor) -> None:
+        """Put the first rank's tensor in place of each, to the bit."""
+
     def collect(self, text: str) -> list[str]:
         """Every rank's text, shortened, in their order; nobody goes on before all are here."""
         return [text]
