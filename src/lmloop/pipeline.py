@@ -61,15 +61,17 @@ def walk(
     until: str | None,
     progress: Progress,
     watch: Watch = unwatched,
+    trial: int | None = None,
 ) -> Made:
     """Make everything up to the stage `until` (all stages where None), then set the live model.
 
     Text without conversations is not fine-tuned unless that is what was asked for. A compression
     that would cost too much quality is refused by its stage; with `until` None the walk says so and
-    goes on with the uncompressed model. `watch` is told the journal of the stage `until`. Raises
-    `RecipeError` for a model that does not continue text where more is asked for than to pre-train
-    it, `SourceError` or `ArtifactError` where word vectors or the model to begin with are missing.
-    In processes that torchrun has started all train together, and the first does all else.
+    goes on with the uncompressed model. `watch` is told the journal of the stage `until`; a search
+    says which `trial` this is. Raises `RecipeError` for a model that does not continue text where
+    more is asked for than to pre-train it, `SourceError` or `ArtifactError` where word vectors or
+    the model to begin with are missing. In processes that torchrun has started all train together,
+    and the first does all else.
     """
     with join_ranks(rank_setting()) as ranks:
         _require_decoder(recipe, until)
@@ -83,7 +85,7 @@ def walk(
             progress=told,
             ranks=ranks,
             watch=watch,
-            is_trial=watch is not unwatched,
+            trial=trial,
         )
         if until != "prepare":
             find_base(recipe, shop.store)
@@ -214,7 +216,7 @@ def _make(
     started = time.time()
     with shop.store.write(stage.name, key) as draft:
         run = shop.home / "runs" / draft.final.name
-        if stage.trains and not shop.is_trial:
+        if stage.trains and shop.trial is None:
             begin_run(
                 run,
                 name=shop.recipe.name,
@@ -254,7 +256,7 @@ def _work(stage: Stage, shop: Workshop, inputs: Inputs, folder: Path, run: Path)
     log = RunLog(
         partial(open_home, shop.home),
         run=run.name,
-        name=shop.recipe.name,
+        name=shop.recipe.name if shop.trial is None else f"{shop.recipe.name}/{shop.trial}",
         stage=stage.name,
         tell=shop.progress.say,
     )

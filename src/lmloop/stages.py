@@ -45,8 +45,8 @@ class Workshop:
     """The processes of this run; stages that train work in all of them."""
     watch: Watch = unwatched
     """Is told each line of the journal of a stage that trains."""
-    is_trial: bool = False
-    """Whether this is one of many walks of a search: each has settings of its own."""
+    trial: int | None = None
+    """Number of this walk of a search, each of which has settings of its own; None: no search."""
 
     @property
     def store(self) -> ArtifactStore:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from lmloop.api import existing_database
 from lmloop.config import load_recipe
 from lmloop.errors import DivergedError, RecipeError, StoppedError, UsageError
 from lmloop.recipe import Recipe
 from lmloop.store.artifact import ArtifactStore
+from lmloop.store.runs import read_runs
 from lmloop.tuning import search
 
 from .conftest import BEST_RATE, RATES, Search, figure
@@ -60,6 +62,16 @@ def test_a_trial_worse_than_the_median_is_given_up_and_leaves_nothing(searched: 
     for each in pruned:
         rate = float(each.values["pretrain.learning_rate"])
         assert figure(rate, 1) > (tuned.best.value or 0)
+
+
+def test_the_runs_of_trials_are_told_apart_and_found_by_the_recipes_name(
+    searched: Search,
+) -> None:
+    name = searched.tune(trials=3, prune=False).name.partition("/")[0]
+    with existing_database(searched.home) as database:
+        found = read_runs(database, name=name)
+        assert read_runs(database, name=name[:-1]) == []
+    assert [run.name for run in found] == [f"{name}/{number}" for number in (3, 2, 1)]
 
 
 def test_trials_of_other_lengths_are_compared_at_the_same_shares() -> None:

@@ -34,7 +34,7 @@ class Run:
     id: str
     """Name of the folder of its artifact."""
     name: str
-    """The recipe's name."""
+    """The recipe's name, and behind a stroke which trial of a search it is, if it is one."""
     stage: str
     state: str
     """`running`, `finished`, `stopped`, `pruned` or `failed`."""
@@ -156,11 +156,12 @@ class RunLog:
 
 
 def read_runs(engine: sa.Engine, *, name: str | None = None, most: int = 20) -> list[Run]:
-    """The runs begun last, the newest first; only those of one recipe's name where it is given."""
+    """The runs begun last, the newest first; only those of one recipe where its name is given."""
     table = runs_table
     wanted = sa.select(table).order_by(table.c.started.desc(), table.c.id).limit(most)
     if name is not None:
-        wanted = wanted.where(table.c.name == name)
+        trials = table.c.name.startswith(f"{name}/", autoescape=True)
+        wanted = wanted.where((table.c.name == name) | trials)
     steps = run_steps_table
     with engine.connect() as connection:
         rows = connection.execute(wanted).mappings().all()

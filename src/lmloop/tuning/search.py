@@ -224,7 +224,7 @@ class _Search:
         values = settle(self.space, trial.params)
         started = time.monotonic()
         try:
-            figure = self._train(trial, values, f"trial {number} of {wanted}")
+            figure = self._train(trial, values, number=number, title=f"trial {number} of {wanted}")
             study.tell(trial, figure)
             told = f"{self.metric} {figure:.4f}"
         except PrunedError as pruned:
@@ -254,7 +254,9 @@ class _Search:
         if all(self.space[key].allows(value) for key, value in own.items()):
             study.enqueue_trial(own)
 
-    def _train(self, trial: optuna.Trial, values: Mapping[str, Value], title: str) -> float:
+    def _train(
+        self, trial: optuna.Trial, values: Mapping[str, Value], *, number: int, title: str
+    ) -> float:
         """Walk to the stage with these values; the metric of what it makes."""
         recipe = load_recipe(self.recipe, {**self.overrides, **values})
         made = walk(
@@ -263,6 +265,7 @@ class _Search:
             until=self.stage.name,
             progress=_Titled(self.progress, title),
             watch=_Looks(trial).look,
+            trial=number,
         )
         return _read_metric(made.artifacts[self.stage.name].counts, self.metric, self.stage.name)
 
