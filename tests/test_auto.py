@@ -165,6 +165,18 @@ def test_rows_that_are_given_get_a_context_and_a_batch_that_fit(
     assert settled.model.context_length >= keys["row_tokens"]
 
 
+@pytest.mark.parametrize("budget", ["1s", "90s", "1h", "99h"])
+@pytest.mark.parametrize("model", ["auto", {"auto": True, "context_length": 130}])
+def test_an_update_is_the_same_whatever_was_chosen_and_fits_every_model(
+    tmp_path: Path, budget: str, model: Any
+) -> None:
+    """A round reads the recipe as it is: its [update] must hold for every shape."""
+    recipe = make_recipe(tmp_path, pretrain={"budget": budget}, model=model)
+    settled = complete(recipe, rate=1e14)
+    assert settled.update == recipe.update
+    assert settled.update.row_tokens <= settled.model.context_length
+
+
 def test_pieces_that_are_given_fill_the_batch(tmp_path: Path) -> None:
     keys = {"budget": "90s", "micro_batch_tokens": 4096}
     chosen = choose(make_recipe(tmp_path, pretrain=keys), text_bytes=4_551_478, rate=RATE)

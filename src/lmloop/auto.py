@@ -121,14 +121,19 @@ def choose(recipe: Recipe, *, text_bytes: int, rate: float) -> dict[str, dict[st
 def _choose_rows(
     recipe: Recipe, tokens: float, *, context: int | None
 ) -> dict[str, dict[str, int]]:
-    """Rows and batches by stage; a batch is whole rows, or whole pieces where they are given."""
+    """Rows and batches by stage; a batch is whole rows, or whole pieces where they are given.
+
+    An update keeps its own: it reads little text once, and larger batches would be too few steps.
+    """
     row = _clamp(_power(512 * (tokens / 1e7) ** 0.25), 512, 4096)
     if context is not None:
         row = min(row, 1 << (context.bit_length() - 1))
     batch, sizes = _choose_batch(BATCH * math.sqrt(tokens / BATCH_RUN)), {}
-    for stage, wanted in (("pretrain", batch), ("finetune", 2 * batch), ("update", 2 * batch)):
+    batches = {"pretrain": batch, "finetune": 2 * batch, "update": recipe.update.batch_tokens}
+    for stage, wanted in batches.items():
         section: TrainConfig = getattr(recipe, stage)
-        own = section.row_tokens if "row_tokens" in section.model_fields_set else row
+        is_given = stage == "update" or "row_tokens" in section.model_fields_set
+        own = section.row_tokens if is_given else row
         at_once = section.micro_batch_tokens
         unit = at_once if isinstance(at_once, int) else own
         sizes[stage] = {"row_tokens": own, "batch_tokens": _round(wanted, unit)}
