@@ -41,6 +41,7 @@ STAGE = StagePlan(
         gradients=10_000_000,
         last_layer=5_000_000,
         update=7_000_000,
+        process=450_000_000,
     ),
     micro_batch_tokens=2048,
     advice=(),
@@ -78,7 +79,9 @@ def test_a_plan_is_drawn_as_tables(capsys: pytest.CaptureFixture[str]) -> None:
         "text 5.0 MB, about 1.47 M tokens",
         "pretrain 240 s 1,234 2.50 M 1.50 80.0 9,876 316",
         "optimizer 30",
-        "peak 300",
+        "process 450",
+        "peak of tensors 300",
+        "peak of process 750",
         "snapshot on disk 50",
         "tokens at once 2,048",
     ):

@@ -188,9 +188,14 @@ def _make_memory_table(plan: Plan) -> Table:
         )
         for name in asdict(plan.stages[0].memory)
     ]
-    for name in ("peak", "snapshot"):
+    told = {
+        "peak": "peak of tensors",
+        "resident": "peak of process",
+        "snapshot": "snapshot on disk",
+    }
+    for name, words in told.items():
         sizes = (f"{getattr(each.memory, name) / 1e6:,.0f}" for each in plan.stages)
-        rows.append((name if name == "peak" else "snapshot on disk", *sizes))
+        rows.append((words, *sizes))
     at_once = (f"{each.micro_batch_tokens:,}" for each in plan.stages)
     rows.append(("tokens at once", *at_once))
     return _make_table(("MB", *(each.stage for each in plan.stages)), rows)

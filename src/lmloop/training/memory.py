@@ -26,6 +26,7 @@ from lmloop.training.compact import SMALL
 from lmloop.training.loss import CHUNK_ELEMENTS, GROUP_ELEMENTS
 from lmloop.training.moments import BLOCK, PIECE
 from lmloop.training.optim import is_hidden_matrix, take_apart
+from lmloop.training.resident import process_bytes
 from lmloop.training.scales import rate_scales
 
 USABLE_SHARE = 0.6
@@ -69,6 +70,8 @@ class Memory:
     """Activations of a block that is computed again, and the gradient of the head's matrix."""
     offloaded: int = 0
     """Of all these, what lies in the machine's memory while the model is on a GPU."""
+    process: int = 0
+    """Beside all tensors, of the process: see `resident.py`; 0 on a GPU."""
 
     @property
     def kept(self) -> int:
@@ -78,13 +81,24 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Bytes at the fullest moment."""
+        """Bytes of tensors at the fullest moment."""
         forward = self.activations + self.loss
         again = self.activations + self.recomputed
         back = self.gradients + self.last_layer
-        # What was gathered is the gradient of the whole batch: the model's own is gone by then.
-        update = self.update + (0 if self.gathered else self.gradients)
-        return self.kept + max(forward, again, back, update)
+        return self.kept + max(forward, again, back, self.moving)
+
+    @property
+    def moving(self) -> int:
+        """Bytes while the weights are moved: gradients, and what the rules make of them.
+
+        What was gathered is the gradient of the whole batch: the model's own is gone by then.
+        """
+        return self.update + (0 if self.gathered else self.gradients)
+
+    @property
+    def resident(self) -> int:
+        """Bytes that the process holds at most; on a GPU the peak."""
+        return self.peak + self.process
 
     @property
     def snapshot(self) -> int:
@@ -139,7 +153,11 @@ def plan_memory(config: ModelConfig, section: TrainConfig, *, source_tokens: int
         recomputed=recomputed + behind if recomputed else 0,
         update=_update_bytes(section, groups, rest=rest, grad_bytes=grad_bytes),
     )
-    return _offload(memory) if section.offload and best_device().type != "cpu" else memory
+    if best_device().type != "cpu":
+        return _offload(memory) if section.offload else memory
+    passing = memory.peak - memory.kept
+    beside = process_bytes(section, passing=passing, updating=memory.moving)
+    return replace(memory, process=beside)
 
 
 def usable_bytes(free: int) -> int:
