@@ -1,7 +1,8 @@
 """How near `lmloop plan` comes: foretold against real time, loss and memory of one run.
 
 The run is a recipe's pre-training with a step budget, in a process of its own; the loss is
-foretold from runs of at most half its width. A ratio is foretold over real: the nearer to 1, the better.
+foretold from runs of at most half its width. A ratio is foretold over real: the nearer to 1, the
+better.
 """
 
 from __future__ import annotations
