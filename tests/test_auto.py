@@ -29,6 +29,9 @@ def test_ninety_seconds_of_two_cores_on_shakespeare_choose_what_the_search_found
 ) -> None:
     chosen = choose(make_recipe(tmp_path), text_bytes=4_551_478, rate=RATE)
     assert (chosen["model"]["num_layers"], chosen["model"]["hidden_size"]) == (4, 256)
+    assert chosen["tokenize"]["train_bytes"] > 10_000_000
+    hurried = make_recipe(tmp_path, pretrain={"budget": "1s"})
+    assert choose(hurried, text_bytes=4_551_478, rate=RATE)["tokenize"]["train_bytes"] < 2_000_000
     assert 2560 <= chosen["tokenize"]["vocab_size"] <= 3200
     assert chosen["pretrain"]["batch_tokens"] == 2048
     assert chosen["pretrain"]["start"] == "bigrams"

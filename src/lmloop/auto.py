@@ -35,6 +35,9 @@ BATCH, BATCH_RUN = 2048, 1.15e6
 """Tokens a step where so many are learnt in all; it grows with the square root of that number."""
 VOCABULARY_A_ROOT = 1.5
 """Entries of the vocabulary over the square root of the bytes of text."""
+BYTES_AN_ENTRY, OPERATIONS_A_BYTE = 500, 1e6
+"""Text that an entry of the vocabulary is learnt from, at least; and operations of the run for each
+byte more, so that learning the vocabulary takes a twentieth of the time at most."""
 HEAD_SHARE = 0.25
 """Parameters of the head over those of the blocks, at most."""
 
@@ -97,7 +100,10 @@ def choose(recipe: Recipe, *, text_bytes: int, rate: float) -> dict[str, dict[st
     model.setdefault("context_length", max(each["row_tokens"] for each in sizes.values()))
     calm = math.sqrt(256 / width)
     return {
-        "tokenize": {"vocab_size": vocabulary},
+        "tokenize": {
+            "vocab_size": vocabulary,
+            "train_bytes": max(BYTES_AN_ENTRY * vocabulary, int(operations / OPERATIONS_A_BYTE)),
+        },
         "model": {"tie_embeddings": False} | model,
         "pretrain": {
             **sizes["pretrain"],

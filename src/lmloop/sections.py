@@ -97,6 +97,9 @@ class TokenizeConfig(Section):
     """How a run of Han characters is cut into words (kind "word")."""
     vocab_size: int = Field(default=4096, ge=300, le=1_000_000)
     """Entries of the vocabulary, special tokens included."""
+    train_bytes: int | None = Field(default=None, ge=1)
+    """Text that the vocabulary is learnt from, at most. Documents lie in no order, so the first are
+    a sample. None: all."""
     extra_tokens: tuple[str, ...] = Field(default=(), strict=False)
     """Special tokens behind the usual ones, such as `<|mask|>`, which some objectives need."""
 

@@ -52,6 +52,25 @@ def test_every_split_comes_back_as_it_was(
             assert learnt.count(tokenizer.stop_ids[0]) == len(replies)
 
 
+def test_a_vocabulary_may_be_learnt_from_the_first_documents_alone(tmp_path: Path) -> None:
+    """The whole documents that reach so many bytes; all of the text is encoded."""
+    known = "whether tis nobler in the mind to suffer the slings and arrows of outrageous fortune "
+    texts = [known * 40, known.upper() * 40, "xyzzy plugh " * 400]
+    records: list[Record] = [
+        Document(str(number), text, len(text)) for number, text in enumerate(texts)
+    ]
+    counts = tokenize(
+        TokenizeConfig(vocab_size=300, train_bytes=len(texts[0]) + 1),
+        lambda split: records,
+        tmp_path,
+        context_length=CONTEXT_LENGTH,
+        progress=Silent(),
+    )
+    tokenizer = Tokenizer.open(tmp_path)
+    assert len(tokenizer.encode_document(" NOBLER")) < len(tokenizer.encode_document(" xyzzyx"))
+    assert counts["train"]["documents"] == 3
+
+
 def test_the_index_counts_what_lies_there(shards_folder: Path) -> None:
     index = json.loads((shards_folder / "shards.json").read_text("utf-8"))
     assert index["vocab_size"] == VOCAB_SIZE

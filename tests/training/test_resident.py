@@ -116,4 +116,4 @@ def test_a_real_process_holds_what_was_foretold(
     )
     config = model_config(ModelSection(**shape), vocab_size=Tokenizer.open(made.path).vocab_size)
     foretold = plan_memory(config, PretrainConfig(**section)).resident
-    assert foretold == pytest.approx(int(done.stdout.split()[-1]), rel=0.1)
+    assert foretold == pytest.approx(int(done.stdout.split()[-1]), rel=0.2)

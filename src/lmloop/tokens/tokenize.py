@@ -41,7 +41,7 @@ def tokenize(
     if tokenizer is None:
         with progress.task("train tokenizer", total=None, unit=""):
             tokenizer = train_tokenizer(
-                _texts(read("train")),
+                _sample(_texts(read("train")), config.train_bytes),
                 vocab_size=config.vocab_size,
                 kind=config.kind,
                 segmenter=config.segmenter,
@@ -75,6 +75,16 @@ def _texts(records: Iterable[Record]) -> Iterator[str]:
             yield from (turn.content for turn in record.turns)
         else:
             yield record.text
+
+
+def _sample(texts: Iterable[str], most_bytes: int | None) -> Iterator[str]:
+    """The first of them, until they have so many bytes."""
+    read = 0
+    for text in texts:
+        yield text
+        read += len(text.encode())
+        if most_bytes is not None and read >= most_bytes:
+            return
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
