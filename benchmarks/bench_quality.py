@@ -28,7 +28,7 @@ from lmloop.model.hardware import tune_process
 
 LIMITS = {6: 2.7, 95: 2.0, 300: None}
 """Seconds in all, and the bits per byte to come to; None: below those of PPMd."""
-OVERHEAD = {6: 5.7, 95: 6.5, 300: 7.5}
+OVERHEAD = {6: 5.7, 95: 7.0, 300: 7.5}
 """Seconds of these that go into imports, text, tokenizer and writing."""
 SEARCH: Mapping[str, dict[str, Any]] = {
     "auto": {},
