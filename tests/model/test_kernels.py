@@ -149,6 +149,24 @@ def test_the_loss_is_exact_and_its_gradient_rounded_once(smoothing: float, vocab
 
 
 @compiled
+@pytest.mark.parametrize("wanted", [-1, 11])
+def test_an_id_without_a_logit_is_refused_and_nothing_is_written(wanted: int) -> None:
+    logits = draw(2, 11)
+    before = logits.clone()
+    with pytest.raises(IndexError, match="below 11"):
+        kernels.cross_entropy_(logits, torch.tensor([0, wanted]), smoothing=0.0)
+    assert torch.equal(logits, before)
+
+
+@compiled
+def test_a_mask_of_keys_alone_is_that_of_every_query() -> None:
+    scores, hidden = draw(2, 3, 4, 9), torch.rand(2, 1, 1, 9) < 0.3
+    mask = make_mask(hidden, dtype=torch.bfloat16)
+    weights = kernels.softmax_(scores.clone(), mask)
+    close(weights, (scores.double() + mask.double()).softmax(-1))
+
+
+@compiled
 def test_an_impossible_target_costs_as_much_as_in_the_formula() -> None:
     states, matrix = torch.tensor([[1.0]]), torch.tensor([[0.0], [300.0]])
     losses = [

@@ -83,7 +83,7 @@ WIDER = {"num_layers": 3, "hidden_size": 320, "num_heads": 5, "num_kv_heads": 5,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="the rule is of Linux with glibc")
 @pytest.mark.parametrize(
     ("shape", "section"),
     [

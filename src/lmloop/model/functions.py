@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 class _RMSNorm(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, *angles: Tensor) -> Tensor:
+        """Turned by `angles`, cosine and sine, if they are given: where `kernels.py` can."""
         ctx.native = kernels.fits(x, weight)
         if ctx.native:
-            result, normed, scale = kernels.norm(x, weight, epsilon=epsilon)
-            ctx.save_for_backward(normed, weight, scale)
+            result, normed, scale = kernels.norm(x, weight, epsilon=epsilon, angles=angles)
+            ctx.save_for_backward(normed, weight, scale, *angles)
             return result
         scale = _inverse_rms(x, epsilon)
         normed = x * scale
@@ -36,11 +37,12 @@ class _RMSNorm(Function):
         return normed * weight
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        normed, weight, scale = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        normed, weight, scale, *angles = ctx.saved_tensors
         (grad,) = grads
         if ctx.native:
-            return *kernels.norm_backward(grad, normed, weight, scale), None
+            moved = kernels.norm_backward(grad, normed, weight, scale, angles=angles)
+            return *moved, None, *(None for _ in angles)
         product = grad * normed
         grad_weight = product.flatten(0, -1 - weight.dim()).sum(0)
         mean = product.mul_(weight).mean(-1, keepdim=True)
@@ -144,25 +146,6 @@ def rotate(
     return result
 
 
-class _NormRotate(Function):
-    """Both at once, where `kernels.py` can."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor, epsilon: float
-    ) -> Tensor:
-        angles = cosine, sine
-        result, normed, scale = kernels.norm(x, weight, epsilon=epsilon, angles=angles)
-        ctx.save_for_backward(normed, weight, scale, *angles)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        normed, weight, scale, *angles = ctx.saved_tensors
-        (grad,) = grads
-        return *kernels.norm_backward(grad, normed, weight, scale, angles=angles), None, None, None
-
-
 def norm_rotate(
     x: Float[Tensor, "N H d"],
     weight: Float[Tensor, "H d"],
@@ -172,6 +155,6 @@ def norm_rotate(
 ) -> Float[Tensor, "N H d"]:
     """Queries or keys [N, H, d] normed, each head by itself, and turned by their angles."""
     if torch.is_grad_enabled() and kernels.fits(x, weight, *angles):
-        result: Tensor = _NormRotate.apply(x, weight, *angles, epsilon)  # type: ignore[no-untyped-call]
+        result: Tensor = _RMSNorm.apply(x, weight, epsilon, *angles)  # type: ignore[no-untyped-call]
         return result
     return rotate(rms_norm(x, weight, epsilon=epsilon), *angles)

@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +65,7 @@ def norm(
     weight: Float[Tensor, "*W"],
     *,
     epsilon: float,
-    angles: tuple[Float[Tensor, "N 1 half"], Float[Tensor, "N 1 half"]] | None = None,
+    angles: Sequence[Float[Tensor, "N 1 half"]] = (),
 ) -> tuple[Float[Tensor, "N *W"], Float[Tensor, "N *W"], Float[Tensor, "N *one"]]:
     """x / rms(x) · weight, then turned by `angles` (cosine and sine, [N, 1, W / 2]) if given.
 
@@ -88,7 +89,7 @@ def norm_backward(
     weight: Float[Tensor, "*W"],
     scale: Float[Tensor, "N *one"],
     *,
-    angles: tuple[Float[Tensor, "N 1 half"], Float[Tensor, "N 1 half"]] | None = None,
+    angles: Sequence[Float[Tensor, "N 1 half"]] = (),
 ) -> tuple[Float[Tensor, "N *W"], Float[Tensor, "*W"]]:
     """Gradients of what `norm` was given, x and weight, of that of what it gave."""
     grad, grad_x = grad.contiguous(), torch.empty_like(normed)
@@ -105,7 +106,7 @@ def norm_backward(
 
 def rotate(
     x: Float[Tensor, "N H W"],
-    angles: tuple[Float[Tensor, "N 1 half"], Float[Tensor, "N 1 half"]],
+    angles: Sequence[Float[Tensor, "N 1 half"]],
     *,
     back: bool = False,
 ) -> Float[Tensor, "N H W"]:
@@ -141,7 +142,8 @@ def softmax_(
 ) -> Float[Tensor, "B H T S"]:
     """softmax(scores + mask) in the place of contiguous scores; b is 1 or B, h is 1 or H."""
     added = (1, 1) if mask is None else mask.shape[:2]
-    mask = None if mask is None else mask.contiguous()
+    if mask is not None:
+        mask = mask.expand(*added, *scores.shape[2:]).contiguous()
     _call("softmax_forward", scores, mask, *scores.shape, *added)
     return scores
 
@@ -158,7 +160,12 @@ def softmax_backward_(
 def cross_entropy_(
     logits: Float[Tensor, "N V"], wanted: Int[Tensor, "N"], *, smoothing: float
 ) -> Float[Tensor, ""]:
-    """Summed loss (fp32) of contiguous logits; its gradient comes in their place."""
+    """Summed loss (fp32) of contiguous logits; its gradient comes in their place.
+
+    Raises `IndexError` for an id that has no logit: the passes write where they are told.
+    """
+    if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < logits.shape[1]:
+        raise IndexError(f"ids must lie below {logits.shape[1]}, the number of logits")
     losses = torch.empty(len(logits))
     _call("cross_entropy", logits, wanted.contiguous(), losses, *logits.shape, smoothing)
     return losses.sum()
@@ -188,8 +195,8 @@ def _stride(x: Tensor, row: Tensor) -> int:
     return row.numel() if x.is_contiguous() else x.stride(0)
 
 
-def _turns(angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if angles is None else (angles[0].contiguous(), angles[1].contiguous())
+def _turns(angles: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    return [each.contiguous() for each in angles] or (None, None)
 
 
 def _call(name: str, *given: Tensor | float | None) -> None:
@@ -209,9 +216,14 @@ def _pass(given: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ct
 def _library() -> ctypes.CDLL | None:
     """The compiled passes; None where they are switched off or there is no compiler that can."""
     setting, team = compiler_setting(), _thread_team()
-    compiler = shutil.which(setting) if setting else None
+    if setting is None:
+        return None
+    compiler = shutil.which(setting)
     if compiler is None or team is None:
-        logger.info("training passes over memory by PyTorch's operators: no C++ compiler is here")
+        logger.warning(
+            "training in bfloat16 takes PyTorch's passes, a third slower: %s is not here",
+            "GCC's OpenMP" if team is None else f"the C++ compiler {setting}",
+        )
         return None
     flags = (*_FLAGS, _WIDE) if platform.machine() == "x86_64" else _FLAGS
     status = Path(compiler).resolve().stat()

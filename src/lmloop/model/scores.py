@@ -87,20 +87,18 @@ class _DenseAttention(Function):
         q = (q * scale).reshape(batch, k.shape[1], groups * length, head_dim)
         k, v = k.contiguous(), v.contiguous()
         scores = q @ k.transpose(-1, -2)
-        ctx.native = kernels.fits(scores)
+        ctx.native = kernels.fits(scores, *(() if mask is None else (mask,)))
         if ctx.native:
             flat = scores.view(batch, heads, length, k.shape[2])
             weights = kernels.softmax_(flat, mask).view(scores.shape)
-            ctx.save_for_backward(q, k, v, weights)
-            ctx.scale = scale
-            return (weights @ v).view(batch, heads, length, head_dim)
-        if mask is not None:
-            # One mask for all heads, or one a head, which lie in their groups.
-            split = (-1, groups) if mask.shape[1] == heads else (1, 1)
-            scores.view(batch, -1, groups, length, k.shape[2]).add_(
-                mask.view(len(mask), *split, *mask.shape[2:])
-            )
-        weights = scores.softmax(-1)
+        else:
+            if mask is not None:
+                # One mask for all heads, or one a head, which lie in their groups.
+                split = (-1, groups) if mask.shape[1] == heads else (1, 1)
+                scores.view(batch, -1, groups, length, k.shape[2]).add_(
+                    mask.view(len(mask), *split, *mask.shape[2:])
+                )
+            weights = scores.softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
         ctx.scale = scale
         return (weights @ v).view(batch, heads, length, head_dim)

@@ -26,8 +26,6 @@ GAPS: Mapping[Checkpointing, float] = {"none": 0.27, "selective": 0.33, "full": 
 tensor may not fit into the gap. A block that is computed again lies between gradients that stay."""
 LEAST_UNEVEN_GAPS, UNEVEN_GAPS = 203_000_000, 1.56
 """Both where each step has another number of learnt tokens: no gap fits twice."""
-
-
 UPDATE_GAPS = 1.8
 """Of Muon's update, times its share of what comes and goes: its stacks of matrices are large, and
 gradients lie scattered over the room that the way back left."""
