@@ -181,6 +181,11 @@ def compiler_setting() -> str | None:
     return None if is_off else os.environ.get("CXX") or "g++"
 
 
+def instruction_setting() -> str | None:
+    """The most that products of matrices may take, as `$ONEDNN_MAX_CPU_ISA` says it."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA") or None
+
+
 def cache_directory() -> Path:
     """Where what can be made again lies, for all projects of a user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lmloop")

@@ -23,6 +23,19 @@ ROUNDING = 2.0**-7
 """Half a unit in the last place of bfloat16, four times: what is kept on the way, and given."""
 
 compiled = pytest.mark.skipif(not kernels.are_native(), reason="no C++ compiler is here")
+tiled = pytest.mark.skipif(not kernels.has_tiles(), reason="no tiles of bfloat16 are here")
+
+
+@pytest.fixture(params=["AVX512_CORE_BF16", "as it is"])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Tiles by AVX-512, and by the best that the processor has."""
+    if request.param != "as it is":
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", request.param)
+    kernels._tiles.cache_clear()
+    yield request.param
+    monkeypatch.undo()
+    kernels._tiles.cache_clear()
+    kernels._tiles()
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -108,31 +121,138 @@ def test_heads_that_are_cut_from_a_wider_product_are_read_where_they_lie() -> No
     assert torch.equal(kernels.rotate(cut, turns), kernels.rotate(copied, turns))
 
 
-@compiled
-@pytest.mark.parametrize("masked", ["one", "heads", "none"])
-@pytest.mark.parametrize("keys", [7, 48])
-def test_attention_sees_what_the_mask_shows(masked: str, keys: int) -> None:
-    q, k, v = draw(2, 4, 5, 16), draw(2, 2, keys, 16, seed=1), draw(2, 2, keys, 16, seed=2)
-    hidden = torch.rand(2, 4 if masked == "heads" else 1, 5, keys) < 0.3
-    mask = None if masked == "none" else make_mask(hidden, dtype=torch.bfloat16)
-    mine = [each.clone().requires_grad_() for each in (q, k, v)]
-    theirs = [each.double().requires_grad_() for each in (q, k, v)]
+# One block of everything, none whole, several, heads that share keys, a head wider than a block.
+HEADS = [
+    (2, 4, 4, 32, 32, 32),
+    (2, 4, 2, 5, 7, 16),
+    (3, 6, 2, 70, 100, 40),
+    (1, 2, 1, 33, 64, 96),
+    (2, 2, 2, 1, 1, 8),
+]
+
+
+def draw_heads(
+    sizes: tuple[int, ...],
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int, int]]:
+    """Queries, keys and values as projections leave them, and the sizes of a mask."""
+    batch, heads, keys, length, source, width = sizes
+    q = draw(batch, length, heads, width).transpose(1, 2)
+    k, v = (draw(batch, source, keys, width, seed=seed).transpose(1, 2) for seed in (1, 2))
+    return (q, k, v), (batch, heads, length, source)
+
+
+@tiled
+@pytest.mark.parametrize("masked", ["causal", "rows", "heads", "keys", "bias", "none"])
+@pytest.mark.parametrize("sizes", HEADS)
+def test_attention_by_tiles_is_that_of_the_formula(
+    masked: str, sizes: tuple[int, ...], isa: str
+) -> None:
+    given, (batch, heads, length, source) = draw_heads(sizes)
+    hidden = {
+        "causal": torch.ones(1, 1, length, source).triu(1),
+        "rows": torch.rand(batch, 1, length, source) < 0.4,
+        "heads": torch.rand(1, heads, length, source) < 0.4,
+        "keys": torch.rand(1, 1, 1, source) < 0.4,
+    }.get(masked)
+    mask = None
+    if hidden is not None:
+        hidden = hidden.bool()
+        hidden[..., 0] = False  # who sees nothing comes below
+        mask = make_mask(hidden, dtype=torch.bfloat16)
+    elif masked == "bias":
+        mask = draw(1, heads, length, source, seed=5)
+    mine = [each.clone().requires_grad_() for each in given]
+    theirs = [each.double().requires_grad_() for each in given]
     result = attend(*mine, scoring=Scoring(scale=0.25), mask=mask)
+    assert "Tiled" in type(result.grad_fn).__name__
     expected = F.scaled_dot_product_attention(
         *theirs, attn_mask=None if mask is None else mask.double(), scale=0.25, enable_gqa=True
     )
-    close(result, expected, share=4)
+    close(result, expected)
     result.backward(draw(*result.shape, seed=3))
     expected.backward(draw(*result.shape, seed=3).double())
     for one, other in zip(mine, theirs, strict=True):
-        close(one.grad, other.grad, share=4)
+        close(one.grad, other.grad, share=2)
+
+
+@tiled
+def test_a_query_that_sees_nothing_gathers_everything_alike(isa: str) -> None:
+    (q, k, v), sizes = draw_heads((1, 2, 2, 70, 70, 32))
+    hidden = torch.ones(sizes, dtype=torch.bool).triu(1)
+    hidden[:, :, 40] = True
+    q.requires_grad_()
+    mask = make_mask(hidden, dtype=torch.bfloat16)
+    result = attend(q, k, v, scoring=Scoring(scale=0.25), mask=mask)
+    close(result[:, :, 40], v.double().mean(2))
+    result[:, :, 40].float().sum().backward()
+    assert q.grad is not None and q.grad[:, :, :40].abs().max() == 0
+
+
+@tiled
+def test_what_a_mask_hides_has_no_weight_at_all(isa: str) -> None:
+    (q, k, v), _ = draw_heads((1, 1, 1, 1, 33, 32))
+    hidden = torch.ones(1, 1, 1, 33, dtype=torch.bool)
+    hidden[..., 32] = False
+    v[:, :, :32] = 1e30
+    result = attend(
+        q.requires_grad_(),
+        k,
+        v,
+        scoring=Scoring(scale=1.0),
+        mask=make_mask(hidden, dtype=torch.bfloat16),
+    )
+    assert torch.equal(result[0, 0, 0], v[0, 0, 32])
+
+
+@tiled
+def test_keys_that_are_no_number_spoil_their_own_row_alone(isa: str) -> None:
+    given, _ = draw_heads((2, 2, 2, 40, 40, 32))
+    given[1][1, 0, 3, 3] = math.nan
+    inputs = [each.requires_grad_() for each in given]
+    result = attend(*inputs, scoring=Scoring(scale=0.25), mask=None)
+    result.float().sum().backward()
+    for each in (result, *(each.grad for each in inputs)):
+        assert each is not None and each[1, 0].isnan().any() and each[0].isfinite().all()
+
+
+@tiled
+@pytest.mark.parametrize("sizes", [(1, 32, 64), (257, 64, 32), (300, 96, 128), (64, 2080, 32)])
+def test_weights_get_the_sum_over_all_tokens(sizes: tuple[int, int, int], isa: str) -> None:
+    tokens, rows, columns = sizes
+    left, right = draw(tokens, rows), draw(tokens, 2 * columns, seed=1)[:, columns:]
+    close(kernels.sum_tokens(left, right), left.double().t() @ right.double(), share=0.5)
+
+
+@tiled
+def test_tiles_give_the_same_with_any_number_of_threads(isa: str) -> None:
+    (q, k, v), _ = draw_heads((2, 4, 2, 50, 50, 32))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            out, kept = kernels.attend(q, k, v, mask=None, scale=0.2)
+            grads = kernels.attend_backward(q, q, k, v, out, kept, mask=None, scale=0.2)
+            found.append((out, *grads, kernels.sum_tokens(draw(300, 96), draw(300, 160))))
+    finally:
+        torch.set_num_threads(threads)
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert torch.equal(one, other)
 
 
 @compiled
-def test_a_hidden_key_has_no_weight_at_all() -> None:
-    mask = make_mask(torch.tensor([[False, True, True]]), dtype=torch.bfloat16)[None, None]
-    weights = kernels.softmax_(torch.tensor([[[[-50.0, 50, 0]]]]).bfloat16(), mask)
-    assert weights.flatten().tolist() == [1.0, 0.0, 0.0]
+def test_products_are_held_to_what_onednn_is_held_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels._tiles.cache_clear()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    try:
+        assert kernels._tiles() < 2
+        assert not kernels.can_sum_tokens(draw(64, 64), rows=64)
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        kernels._tiles.cache_clear()
+        assert not kernels.has_tiles()
+    finally:
+        monkeypatch.undo()
+        kernels._tiles.cache_clear()
 
 
 @compiled
@@ -156,14 +276,6 @@ def test_an_id_without_a_logit_is_refused_and_nothing_is_written(wanted: int) ->
     with pytest.raises(IndexError, match="below 11"):
         kernels.cross_entropy_(logits, torch.tensor([0, wanted]), smoothing=0.0)
     assert torch.equal(logits, before)
-
-
-@compiled
-def test_a_mask_of_keys_alone_is_that_of_every_query() -> None:
-    scores, hidden = draw(2, 3, 4, 9), torch.rand(2, 1, 1, 9) < 0.3
-    mask = make_mask(hidden, dtype=torch.bfloat16)
-    weights = kernels.softmax_(scores.clone(), mask)
-    close(weights, (scores.double() + mask.double()).softmax(-1))
 
 
 @compiled
@@ -198,7 +310,6 @@ def test_what_is_no_number_is_none_afterwards(broken: float) -> None:
     for result in (
         kernels.norm(x, draw(32), epsilon=1e-6)[0],
         kernels.swiglu_backward(draw(2, 16), x),
-        kernels.softmax_(x.clone().view(1, 1, 2, 32), None),
     ):
         assert result.isnan().any() or result.isinf().any()
         assert result.flatten()[: result.numel() // 2].isfinite().all()

@@ -75,14 +75,15 @@ def recomputed_bytes(config: ModelConfig, batch: Batch, *, checkpointing: Checkp
 def _way_back(config: ModelConfig, batch: Batch) -> int:
     """Gradients on their way through the activation, or later those of scores and weights.
 
-    Compiled passes make the gradient of the scores in the place of that of the weights, and nothing
-    on the way through the activation.
+    Compiled passes make nothing on the way through the activation, and tiles no scores.
     """
     inner = config.intermediate_size if config.experts is None else config.experts.shared_size
     ways = 2 if config.gated else 1
     is_native = batch.element_bytes != _EXACT and kernels.are_native()
     thinking = _numbers(batch, (ways + (not is_native)) * inner)
-    seeing = (2 - is_native) * _numbers(batch, config.num_heads * batch.row_tokens)
+    if _is_tiled(config, batch):
+        return thinking
+    seeing = 2 * _numbers(batch, config.num_heads * batch.row_tokens)
     seeing -= _inner(config, batch, inner)  # is gone by then
     return max(thinking, seeing)
 
@@ -140,13 +141,14 @@ def _input(config: ModelConfig, batch: Batch) -> int:
 def _places(config: ModelConfig, batch: Batch) -> int:
     """`positions.py`: angles, or buckets and what is hidden, once for layers that share them."""
     kinds = {config.mixer(layer) for layer in range(config.num_layers)} & {"attention", "local"}
+    hides = sum(config.causal or kind == "local" for kind in kinds)
+    if config.positions == "relative":
+        return (_INDEX * len(kinds) + hides) * batch.row_tokens**2
+    masks = hides * batch.element_bytes * batch.row_tokens**2 * _is_tiled(config, batch)
     if config.positions == "rotary":
         count = len(kinds) if config.local_rope_theta is not None else min(len(kinds), 1)
-        return count * batch.tokens * config.rotary_dim * batch.element_bytes
-    if config.positions == "relative":
-        hides = sum(config.causal or kind == "local" for kind in kinds)
-        return (_INDEX * len(kinds) + hides) * batch.row_tokens**2
-    return 0
+        return masks + count * batch.tokens * config.rotary_dim * batch.element_bytes
+    return masks
 
 
 def _block(config: ModelConfig, batch: Batch, layer: int) -> int:
@@ -203,6 +205,13 @@ def _attention(config: ModelConfig, batch: Batch) -> int:
     if config.qk_norm:
         numbers += queries + keys + heads
         weights = heads * config.head_dim
+    if config.positions != "relative" and _is_tiled(config, batch):
+        is_made = config.qk_norm or config.positions == "rotary" or config.beta is not None
+        # Values, a piece of the fused product, hold it; so do queries and keys that nothing made.
+        numbers += queries + keys + values + (queries + keys) * is_made
+        if config.beta is not None:
+            numbers += queries + (queries + keys) * config.qk_norm + 2 * heads
+        return _numbers(batch, numbers) + weights * batch.element_bytes + _gathered(config, batch)
     if config.beta is not None:
         # What is divided is a piece of the fused product, unless a norm made a tensor of its own;
         # a length and the length that it is divided by, a head each.
@@ -222,8 +231,26 @@ def _cross(config: ModelConfig, batch: Batch) -> int:
     if config.beta is not None:
         numbers += queries * (2 if config.learn_beta else 1) + 2 * config.num_heads
         read = keys + values + 2 * config.num_kv_heads
+    if _is_tiled(config, batch):
+        read += keys if config.beta is not None else keys + values
+        mask = batch.tokens * batch.source_tokens * batch.element_bytes
+        scores = mask + _gathered(config, batch)  # beside the queries
+    else:
+        scores = _scores(config, batch, keys=batch.source_tokens)
     source = batch.rows * batch.source_tokens * read * batch.element_bytes
-    return _numbers(batch, numbers) + source + _scores(config, batch, keys=batch.source_tokens)
+    return _numbers(batch, numbers) + source + scores
+
+
+def _is_tiled(config: ModelConfig, batch: Batch) -> bool:
+    """Whether attention makes no score matrix: `kernels.can_attend`."""
+    is_half = batch.element_bytes != _EXACT
+    return is_half and config.attention_cap is None and kernels.has_tiles()
+
+
+def _gathered(config: ModelConfig, batch: Batch) -> int:
+    """What tiles give, the input of the output, and two fp32 numbers for each query."""
+    queries, *_ = config.qkv_rows
+    return _numbers(batch, queries) + 2 * _EXACT * batch.tokens * config.num_heads
 
 
 def _uncut(config: ModelConfig, batch: Batch) -> int:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lmloop.model.config import ModelConfig
 from lmloop.model.functions import norm_rotate, rms_norm, rotate
+from lmloop.model.linear import Linear
 from lmloop.model.scores import Scoring
 from lmloop.model.views import Place, View
 
@@ -36,8 +37,8 @@ class Attention(nn.Module):
         self.qkv, self.output = None, None
         if config.projections:
             rows, width = config.qkv_rows, config.hidden_size
-            self.qkv = nn.Linear(width, sum(rows), bias=config.qkv_bias)
-            self.output = nn.Linear(rows[0], width, bias=config.output_bias)
+            self.qkv = Linear(width, sum(rows), bias=config.qkv_bias)
+            self.output = Linear(rows[0], width, bias=config.output_bias)
         self.q_norm = nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None
         self.beta = make_beta(config)
@@ -90,9 +91,9 @@ class CrossAttention(nn.Module):
         self.scoring = make_scoring(config, layer=layer)
         (queries, keys, values), width = config.qkv_rows, config.hidden_size
         source_width = width if config.encoder is None else config.encoder.hidden_size
-        self.query = nn.Linear(width, queries, bias=config.qkv_bias)
-        self.kv = nn.Linear(source_width, keys + values, bias=config.qkv_bias)
-        self.output = nn.Linear(queries, width, bias=config.output_bias)
+        self.query = Linear(width, queries, bias=config.qkv_bias)
+        self.kv = Linear(source_width, keys + values, bias=config.qkv_bias)
+        self.output = Linear(queries, width, bias=config.output_bias)
         self.beta = make_beta(config)
 
     def forward(self, x: Float[Tensor, "N D"], view: View) -> Float[Tensor, "N D"]:

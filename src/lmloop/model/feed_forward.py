@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lmloop.model.config import Activation, Experts, ModelConfig
 from lmloop.model.functions import swiglu
+from lmloop.model.linear import Linear
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -52,8 +53,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.activation, self.gated = config.activation, config.gated
         width, bias = config.hidden_size, config.feed_forward_bias
-        self.up = nn.Linear(width, size * (2 if config.gated else 1), bias=bias)
-        self.down = nn.Linear(size, width, bias=bias)
+        self.up = Linear(width, size * (2 if config.gated else 1), bias=bias)
+        self.down = Linear(size, width, bias=bias)
 
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Each token by itself."""

@@ -119,6 +119,6 @@ def describe_hardware() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "dtype": str(fast_dtype()).removeprefix("torch."),
-        "kernels": "native" if kernels.are_native() else "torch",
+        "kernels": kernels.describe(),
     }
     return known | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})

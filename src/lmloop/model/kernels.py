@@ -1,10 +1,11 @@
 """Passes of training over bfloat16 on a CPU, compiled once on the machine that runs them.
 
 Takes and gives tensors alone. PyTorch passes over memory once for each operator, and a block has
-dozens of them; here norm, rotation, activation, softmax and loss are one pass each way. `fits` says
-whether tensors can come here; where it says no, `functions.py`, `scores.py` and `training/loss.py`
-have the same formulas in PyTorch. A compiler is a gain, not a need. Axes: N tokens, H heads,
-W numbers of a row, I feed-forward width, V vocabulary.
+dozens of them; here norm, rotation, activation, attention and loss are one pass each way. `fits`
+says whether tensors can come here, `can_attend` and `can_sum_tokens` what the processor's tiles are
+for; where they say no, `functions.py`, `scores.py` and `training/loss.py` have the same formulas in
+PyTorch. A compiler is a gain, not a need. Axes: N tokens, H heads, W numbers of a row, I
+feed-forward width, V vocabulary, B rows, K key heads, T queries, S keys, d width of a head.
 """
 
 from __future__ import annotations
@@ -26,20 +27,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lmloop.config import cache_directory, compiler_setting
+from lmloop.config import cache_directory, compiler_setting, instruction_setting
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+NATIVE = Path(__file__).parent / "native"
 _FLAGS = (
     *("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-fopenmp", "-shared", "-fPIC"),
 )
 _WIDE = "-mprefer-vector-width=512"
 """Of two instruction sets that an x86 processor has, the one that takes more numbers at once."""
+_BLOCK, _AMX = 32, 2
+"""Numbers along a block of tiles, and what `make_tiles_ready` calls AMX."""
 _MOST_SECONDS = 120
 """A compiler that is still busy by then is given up; one second is usual."""
 
@@ -58,6 +61,16 @@ def fits(*tensors: Float[Tensor, "..."]) -> bool:
 def are_native() -> bool:
     """Whether the passes are compiled for this machine; makes them ready where they can be."""
     return _library() is not None
+
+
+def describe() -> str:
+    """What computes here, as it makes a difference in the last bits."""
+    return f"native{('', ', AVX-512', ', AMX')[_tiles()]}" if are_native() else "torch"
+
+
+def has_tiles() -> bool:
+    """Whether the processor multiplies tiles of bfloat16, so that `attend` is here."""
+    return _tiles() > 0
 
 
 def norm(
@@ -137,24 +150,74 @@ def swiglu_backward(
     return result
 
 
-def softmax_(
-    scores: Float[Tensor, "B H T S"], mask: Float[Tensor, "b h T S"] | None
-) -> Float[Tensor, "B H T S"]:
-    """softmax(scores + mask) in the place of contiguous scores; b is 1 or B, h is 1 or H."""
-    added = (1, 1) if mask is None else mask.shape[:2]
-    if mask is not None:
-        mask = mask.expand(*added, *scores.shape[2:]).contiguous()
-    _call("softmax_forward", scores, mask, *scores.shape, *added)
-    return scores
+def can_attend(
+    q: Float[Tensor, "B H T d"],
+    k: Float[Tensor, "B K S d"],
+    v: Float[Tensor, "B K S d"],
+    mask: Float[Tensor, "b h T S"] | None,
+) -> bool:
+    """Whether `attend` takes these: the processor has tiles, and a head's numbers lie together."""
+    tensors = (q, k, v) if mask is None else (q, k, v, mask)
+    return fits(*tensors) and has_tiles() and all(each.stride(-1) == 1 for each in (q, k, v))
 
 
-def softmax_backward_(
-    grad: Float[Tensor, "*rows S"], weights: Float[Tensor, "*rows S"]
-) -> Float[Tensor, "*rows S"]:
-    """The gradient of scores in the place of that of the weights that a softmax made of them."""
-    width = grad.shape[-1]
-    _call("softmax_backward", grad, weights.contiguous(), grad.numel() // max(1, width), width)
-    return grad
+def attend(
+    q: Float[Tensor, "B H T d"],
+    k: Float[Tensor, "B K S d"],
+    v: Float[Tensor, "B K S d"],
+    *,
+    mask: Float[Tensor, "b h T S"] | None,
+    scale: float,
+) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "2 B H T"]]:
+    """softmax(q·kᵀ · scale + mask) · v; b is 1 or B, h is 1 or H.
+
+    Gives that, each token's heads together, and what backward makes the weights of again: the
+    largest score of each query and the inverse of their sum (fp32).
+    """
+    out, kept = _heads_like(q), torch.empty(2, *q.shape[:3])
+    mask, shape = _spread(mask, q, k)
+    tensors = (q, k, v, out)
+    _call("attention_forward", q, k, v, mask, out, *kept, shape, _strides(*tensors), scale)
+    return out, kept
+
+
+def attend_backward(
+    grad: Float[Tensor, "B H T d"],
+    q: Float[Tensor, "B H T d"],
+    k: Float[Tensor, "B K S d"],
+    v: Float[Tensor, "B K S d"],
+    out: Float[Tensor, "B H T d"],
+    kept: Float[Tensor, "2 B H T"],
+    *,
+    mask: Float[Tensor, "b h T S"] | None,
+    scale: float,
+) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "B K S d"], Float[Tensor, "B K S d"]]:
+    """Gradients of q, k and v, of that of what `attend` gave."""
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    grads = _heads_like(q), _heads_like(k), _heads_like(v)
+    mask, shape = _spread(mask, q, k)
+    strides = _strides(q, k, v, out, grad, *grads)
+    _call(
+        "attention_backward", q, k, v, mask, out, grad, *kept, *grads, shape, strides, float(scale)
+    )
+    return grads
+
+
+def can_sum_tokens(right: Float[Tensor, "N C"], *, rows: int) -> bool:
+    """Whether `sum_tokens` takes this and a factor [N, rows] like it: whole tiles, and AMX.
+
+    By AVX-512 alone PyTorch's product is as fast.
+    """
+    whole = right.dim() == 2 and len(right) > 0 and not (right.shape[1] | rows) % _BLOCK
+    return whole and right.stride(1) == 1 and fits(right) and _tiles() == _AMX
+
+
+def sum_tokens(left: Float[Tensor, "N R"], right: Float[Tensor, "N C"]) -> Float[Tensor, "R C"]:
+    """leftᵀ · right, the gradient of a matrix of weights; summed in fp32."""
+    result = left.new_empty(left.shape[1], right.shape[1])
+    sizes = (len(left), *result.shape)
+    _call("weight_gradient", left, left.stride(0), right, right.stride(0), result, *sizes)
+    return result
 
 
 def cross_entropy_(
@@ -195,6 +258,25 @@ def _stride(x: Tensor, row: Tensor) -> int:
     return row.numel() if x.is_contiguous() else x.stride(0)
 
 
+def _heads_like(x: Tensor) -> Tensor:
+    """An empty [B, heads, T, d] in which each token's heads lie together, as projections do."""
+    batch, heads, length, width = x.shape
+    return x.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def _spread(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, Tensor]:
+    """A mask of all queries and keys, and the sizes of everything as attention.cpp lists them."""
+    added = (1, 1) if mask is None else mask.shape[:2]
+    if mask is not None:
+        mask = mask.expand(*added, q.shape[2], k.shape[2]).contiguous()
+    sizes = [*q.shape[:2], k.shape[1], q.shape[2], k.shape[2], q.shape[3], *added]
+    return mask, torch.tensor(sizes)
+
+
+def _strides(*tensors: Tensor) -> Tensor:
+    return torch.tensor([stride for each in tensors for stride in each.stride()[:3]])
+
+
 def _turns(angles: Sequence[Tensor]) -> Sequence[Tensor | None]:
     return [each.contiguous() for each in angles] or (None, None)
 
@@ -213,6 +295,15 @@ def _pass(given: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ct
 
 
 @cache
+def _tiles() -> int:
+    """What products of tiles take: 0 nothing that is here, 1 AVX-512 with bfloat16, 2 AMX."""
+    library, most = _library(), instruction_setting()
+    if library is None or not (most is None or "AMX" in most or "BF16" in most):
+        return 0
+    return int(library.make_tiles_ready(ctypes.c_int64(most is None or "AMX" in most)))
+
+
+@cache
 def _library() -> ctypes.CDLL | None:
     """The compiled passes; None where they are switched off or there is no compiler that can."""
     setting, team = compiler_setting(), _thread_team()
@@ -228,11 +319,13 @@ def _library() -> ctypes.CDLL | None:
     flags = (*_FLAGS, _WIDE) if platform.machine() == "x86_64" else _FLAGS
     status = Path(compiler).resolve().stat()
     known = (compiler, status.st_size, status.st_mtime_ns, flags, str(team), _processor())
-    digest = hashlib.sha256(SOURCE.read_bytes() + repr(known).encode()).hexdigest()[:16]
+    sources = sorted(NATIVE.glob("*.cpp"))
+    code = b"".join(each.read_bytes() for each in sorted(NATIVE.iterdir()) if each.is_file())
+    digest = hashlib.sha256(code + repr(known).encode()).hexdigest()[:16]
     try:
         built = _private_folder() / f"kernels-{digest}.so"
         if not built.is_file():
-            _compile([compiler, *flags, str(SOURCE), str(team)], built)
+            _compile([compiler, *flags, *map(str, sources), str(team)], built)
         return ctypes.CDLL(str(built))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logger.warning("training passes could not be compiled, PyTorch's are taken: %s", error)

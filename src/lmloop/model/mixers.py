@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lmloop.model.config import ModelConfig
+from lmloop.model.linear import Linear
 from lmloop.model.views import Place, View
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Recurrent(nn.Module):
         ways = 1 if config.causal else 2
         kind = nn.LSTM if config.mixer(layer) == "lstm" else nn.GRU
         self.cell = kind(width, width // ways, batch_first=True, bidirectional=not config.causal)
-        self.output = nn.Linear(width, width, bias=config.output_bias)
+        self.output = Linear(width, width, bias=config.output_bias)
 
     def forward(self, x: Float[Tensor, "N D"], place: Place, view: View) -> Float[Tensor, "N D"]:
         """Each token after all before it in its text."""
@@ -80,7 +81,7 @@ class Convolution(nn.Module):
         self.layer, self.causal = layer, config.causal
         self.pooling, self.reach = config.pooling, config.kernel_size + config.pooling - 2
         self.convolution = nn.Conv1d(config.hidden_size, config.hidden_size, config.kernel_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=config.output_bias)
+        self.output = Linear(config.hidden_size, config.hidden_size, bias=config.output_bias)
 
     def forward(self, x: Float[Tensor, "N D"], place: Place, view: View) -> Float[Tensor, "N D"]:
         """Each token with its neighbours."""

@@ -68,7 +68,7 @@ class _ChunkedLoss(Function):
                 total += differentiate(grad, part)
                 torch.mm(grad, weight, out=grad_hidden[part])
             if grad_weight is not None:
-                grad_weight += grads[: last - first].t() @ hidden[first:last]
+                grad_weight += _sum_tokens(grads[: last - first], hidden[first:last])
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total / max(1, len(hidden))
 
@@ -79,6 +79,13 @@ class _ChunkedLoss(Function):
         if grad_weight is not None:
             grad_weight = (grad_weight * scale).to(grad_hidden.dtype)
         return grad_hidden * scale, grad_weight, None
+
+
+def _sum_tokens(grads: Tensor, hidden: Tensor) -> Tensor:
+    """The gradient [V, D] of the output matrix of that of logits [n, V] and the states [n, D]."""
+    if kernels.can_sum_tokens(hidden, rows=grads.shape[1]):
+        return kernels.sum_tokens(grads, hidden)
+    return grads.t() @ hidden
 
 
 def _differentiate(logits: Tensor, wanted: Tensor, smoothing: float) -> Tensor:

@@ -1,127 +1,15 @@
 // Passes of training over bfloat16 numbers, each of which reads and writes memory once.
 //
-// What lies in memory is bfloat16; what happens between is fp32, rounded once, to nearest, ties to
-// even. Tokens are shared out among threads in equal stretches: a result depends on nothing but
-// the numbers, and the gradient of a norm's weight on the number of threads as well. Tensors are
-// contiguous unless a stride, in numbers, says otherwise. kernels.py compiles this file and says
-// what each function is for; functions.py, scores.py and training/loss.py have the same formulas
-// in PyTorch.
+// Tokens are shared out among threads in equal stretches: a result depends on nothing but the
+// numbers, and the gradient of a norm's weight on the number of threads as well. Tensors are
+// contiguous unless a stride, in numbers, says otherwise. kernels.py says what each function is
+// for; functions.py, scores.py and training/loss.py have the same formulas in PyTorch.
 
-#include <omp.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
 #include <vector>
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-
-using bf16 = uint16_t;
+#include "lanes.h"
 
 namespace {
-
-// Sixteen numbers at once; a compiler makes of it what the processor has.
-constexpr int64_t LANES = 16;
-typedef float lanes __attribute__((vector_size(64)));
-typedef uint32_t words __attribute__((vector_size(64)));
-typedef int32_t integers __attribute__((vector_size(64)));
-typedef bf16 halves __attribute__((vector_size(32)));
-
-constexpr float INFINITE = std::numeric_limits<float>::infinity();
-
-inline lanes fill(float x) { return lanes{} + x; }
-
-// The first `count` of them from memory; the others are `rest`.
-inline lanes load(const bf16* from, int64_t count = LANES, float rest = 0) {
-  halves raw = {};
-  std::memcpy(&raw, from, count * sizeof(bf16));
-  lanes result = (lanes)(__builtin_convertvector(raw, words) << 16);
-  for (int64_t i = count; i < LANES; ++i) result[i] = rest;
-  return result;
-}
-
-inline lanes load(const float* from, int64_t count = LANES) {
-  lanes result = {};
-  std::memcpy(&result, from, count * sizeof(float));
-  return result;
-}
-
-inline void store(float* to, lanes x, int64_t count = LANES) {
-  std::memcpy(to, &x, count * sizeof(float));
-}
-
-inline halves narrow(lanes x) {
-#ifdef __AVX512BF16__
-  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
-  halves result;
-  std::memcpy(&result, &rounded, sizeof result);
-  return result;
-#else
-  const words bits = (words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const words number = (words)(x == x);  // rounding would carry some NaNs over to zero
-  return __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), halves);
-#endif
-}
-
-inline void store(bf16* to, lanes x, int64_t count = LANES) {
-  const halves rounded = narrow(x);
-  std::memcpy(to, &rounded, count * sizeof(bf16));
-}
-
-inline float sum(lanes x) {
-  for (int64_t i = LANES / 2; i > 0; i /= 2) {
-    for (int64_t j = 0; j < i; ++j) x[j] += x[j + i];
-  }
-  return x[0];
-}
-
-inline lanes larger(lanes x, lanes y) { return x > y ? x : y; }
-
-inline float largest(lanes x) {
-  for (int64_t i = 1; i < LANES; ++i) x[0] = x[i] > x[0] ? x[i] : x[0];
-  return x[0];
-}
-
-// e^x to two units in the last place: 2^n · e^r with |r| ≤ ln(2) / 2. Nothing below e^-87.
-inline lanes exponential(lanes given) {
-  const lanes low = fill(-87), high = fill(88);
-  const lanes x = given < low ? low : given > high ? high : given;
-  const float magic = 12582912;  // 1.5 · 2^23: adding it leaves no digits behind the point
-  const lanes n = (x * 1.44269504f + magic) - magic;
-  const lanes r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-  lanes p = r * (1.0f / 720) + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const integers power = (__builtin_convertvector(n, integers) + 127) << 23;
-  return given < low ? lanes{} : p * (lanes)power;
-}
-
-inline lanes sigmoid(lanes x) { return 1.0f / (1.0f + exponential(-x)); }
-
-// Calls body(at, count) for each sixteen of `width`, and for what is left.
-template <typename Body>
-inline void each(int64_t width, Body body) {
-  int64_t at = 0;
-  for (; at + LANES <= width; at += LANES) body(at, LANES);
-  if (at < width) body(at, width - at);
-}
-
-// Calls body(first, last, thread) for one stretch of `count` in each thread.
-template <typename Body>
-void share_out(int64_t count, int threads, Body body) {
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t all = omp_get_num_threads(), mine = omp_get_thread_num();
-    body(count * mine / all, count * (mine + 1) / all, int(mine));
-  }
-}
 
 // A row of fp32 numbers, whole sixteens.
 std::vector<float> make_row(int64_t width) { return std::vector<float>(width + LANES); }
@@ -244,8 +132,7 @@ void rotate(const bf16* x, int64_t stride, bf16* result, int64_t tokens, int64_t
   });
 }
 
-void swiglu_forward(const bf16* gate_up, bf16* result, int64_t tokens, int64_t width,
-                    int threads) {
+void swiglu_forward(const bf16* gate_up, bf16* result, int64_t tokens, int64_t width, int threads) {
   share_out(tokens, threads, [=](int64_t first, int64_t last, int) {
     for (int64_t token = first; token < last; ++token) {
       const bf16 *gate = gate_up + token * 2 * width, *up = gate + width;
@@ -270,44 +157,6 @@ void swiglu_backward(const bf16* grad, const bf16* gate_up, bf16* result, int64_
         store(grad_up + i, given * g * open, count);
         const lanes slope = open * (1.0f + g * (1.0f - open));
         store(grad_gate + i, given * load(up + i, count) * slope, count);
-      });
-    }
-  });
-}
-
-void softmax_forward(bf16* scores, const bf16* mask, int64_t batch, int64_t heads, int64_t queries,
-                     int64_t keys, int64_t mask_batch, int64_t mask_heads, int threads) {
-  share_out(batch * heads * queries, threads, [=](int64_t first, int64_t last, int) {
-    auto held = make_row(keys);
-    float* row = held.data();
-    for (int64_t at = first; at < last; ++at) {
-      const int64_t query = at % queries, head = at / queries % heads;
-      const int64_t of = at / queries / heads % mask_batch * mask_heads + head % mask_heads;
-      bf16* to = scores + at * keys;
-      const bf16* hides = mask + (mask == nullptr ? 0 : (of * queries + query) * keys);
-      lanes most = fill(-INFINITE);
-      each(keys, [&](int64_t i, int64_t count) {
-        lanes score = load(to + i, count, -INFINITE);
-        if (mask != nullptr) score += load(hides + i, count);
-        store(row + i, score);
-        most = larger(score, most);
-      });
-      const float factor = 1 / raise(row, keys, largest(most));
-      each(keys, [&](int64_t i, int64_t count) { store(to + i, load(row + i) * factor, count); });
-    }
-  });
-}
-
-void softmax_backward(bf16* grad, const bf16* weights, int64_t rows, int64_t keys, int threads) {
-  share_out(rows, threads, [=](int64_t first, int64_t last, int) {
-    for (int64_t at = first; at < last; ++at) {
-      bf16* to = grad + at * keys;
-      const bf16* by = weights + at * keys;
-      lanes total = {};
-      each(keys, [&](int64_t i, int64_t count) { total += load(to + i, count) * load(by + i, count); });
-      const float mean = sum(total);
-      each(keys, [&](int64_t i, int64_t count) {
-        store(to + i, load(by + i, count) * (load(to + i, count) - mean), count);
       });
     }
   });
