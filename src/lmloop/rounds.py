@@ -179,6 +179,7 @@ def _update(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mapping[
         passes=recipe.update.passes,
         replay_share=recipe.update.replay_share,
         seed=recipe.seed,
+        is_watched=recipe.update.watches_feedback,
     )
     trained = refresh(
         recipe.update,

@@ -81,6 +81,11 @@ class UpdateConfig(TrainConfig):
         """Whether budget, steps or replay is given."""
         return any(given is not None for given in (self.budget, self.steps, self.replay))
 
+    @property
+    def watches_feedback(self) -> bool:
+        """Whether patience watches collected exchanges, some of which are then not learnt."""
+        return self.patience_metric in ("loss", "accuracy")
+
     @model_validator(mode="after")
     def _check_one_budget(self) -> UpdateConfig:
         if sum(given is not None for given in (self.budget, self.steps, self.replay)) > 1:

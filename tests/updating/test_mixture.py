@@ -59,9 +59,9 @@ def read(folder: Path, tokenizer: Tokenizer) -> list[str]:
     return texts
 
 
-def learnt(folder: Path, tokenizer: Tokenizer, index: int) -> str:
+def learnt(folder: Path, tokenizer: Tokenizer, index: int, *, split: str = "train") -> str:
     """The text of one document's learnt tokens, markup left out."""
-    shards = Shards.open(folder, "train")
+    shards = Shards.open(folder, split)
     start, stop = (int(shards.starts[place]) for place in (index, index + 1))
     ids, marks = shards.read(start, stop), shards.read_answers(start, stop)
     special = {tokenizer.special_id(name) for name in MARKUP}
@@ -184,6 +184,25 @@ def test_only_the_last_answer_of_a_collected_conversation_is_learnt(
     write(tmp_path, tokenizer, feedback=[long], passes=1, old=[talk("hello", "good day")])
     assert learnt(tmp_path, tokenizer, 0) == "hellowhen do you open?at nine.thank you"
     assert learnt(tmp_path, tokenizer, 1) == "hellogood day"
+
+
+def test_what_patience_watches_is_a_split_of_its_own_and_is_not_learnt(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    feedback = [
+        talk("hello", "go away", "when do you open?", "at nine."),
+        talk("good day", "what now", "who mends wheels?", "Ivo does."),
+    ]
+    more: dict[str, Any] = {"passes": 2, "replay_share": 0}
+    plain = write(tmp_path / "plain", tokenizer, feedback, **more)
+    assert plain["feedback_watched"] == 0
+    assert [*json.loads((tmp_path / "plain/shards.json").read_text())["splits"]] == ["train"]
+    counts = write(tmp_path / "new", tokenizer, feedback, **more, is_watched=True)
+    assert (counts["feedback_records"], counts["feedback_watched"]) == (1, 1)
+    said = [learnt(tmp_path / "new", tokenizer, index) for index in (0, 1)]
+    said.append(learnt(tmp_path / "new", tokenizer, 0, split="validation"))
+    assert said[0] == said[1]
+    assert {*said} == {"hellowhen do you open?at nine.", "good daywho mends wheels?Ivo does."}
 
 
 def test_old_documents_are_replayed_as_text(tokenizer: Tokenizer, tmp_path: Path) -> None:

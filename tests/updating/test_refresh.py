@@ -37,15 +37,30 @@ def mixture(
     tokenizer: Tokenizer, splits: dict[str, list[Record]], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Eight exchanges, three times each, and as many learnt tokens of old text."""
-    folder = tmp_path_factory.mktemp("mixture")
+    return make_mixture(tmp_path_factory.mktemp("mixture"), tokenizer, splits["train"])
+
+
+@pytest.fixture(scope="session")
+def watched_mixture(
+    tokenizer: Tokenizer, splits: dict[str, list[Record]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same with two of the exchanges as the split that patience watches."""
+    folder = tmp_path_factory.mktemp("watched")
+    return make_mixture(folder, tokenizer, splits["train"], is_watched=True)
+
+
+def make_mixture(
+    folder: Path, tokenizer: Tokenizer, old: list[Record], *, is_watched: bool = False
+) -> Path:
     write_mixture(
         make_conversations(8, seed=77),
-        lambda: splits["train"],
+        lambda: old,
         tokenizer=tokenizer,
         folder=folder,
         passes=3,
         replay_share=0.5,
         seed=0,
+        is_watched=is_watched,
     )
     return folder
 
@@ -153,3 +168,18 @@ def test_an_update_takes_one_budget_at_most() -> None:
     assert UpdateConfig(replay="journal.jsonl").has_budget
     with pytest.raises(ValueError, match="at most one of budget"):
         UpdateConfig(steps=3, budget="1m")
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_patience_can_watch_what_an_update_is_meant_to_learn(
+    model_folder: Path, watched_mixture: Path, tmp_path: Path, metric: str
+) -> None:
+    asked = {"patience": 2, "patience_metric": metric, "validate_every": 2, "steps": 200}
+    rates = {"learning_rate": 0.05, "matrix_learning_rate": 0.2}  # too high to get better for long
+    counts = run_refresh(model_folder, watched_mixture, tmp_path / "new", **asked, **rates)
+    lines = (tmp_path / "new" / "journal.jsonl").read_text("utf-8").splitlines()
+    name = f"validation_{metric}"
+    values = [each[name] for each in map(json.loads, lines) if name in each]
+    best = max(values) if metric == "accuracy" else min(values)
+    assert values.index(best) == len(values) - 3
+    assert counts["steps"] == 2 * len(values) < 200

@@ -1,10 +1,11 @@
 """The text of an update: collected exchanges several times, and old text against forgetting.
 
 Takes: the feedback, a way to read the old training records, the live model's tokenizer. Gives:
-shards that training reads, in which a stated share of the learnt tokens is old. Everything is
-learnt, questions too, as in pre-training: measured, that forgets less than learning answers only.
-Left out are the earlier answers of a collected conversation: they are the model's own, and only the
-last one was rated or corrected.
+shards that training reads, in which a stated share of the learnt tokens is old; and a split of
+exchanges that are not learnt, where early stopping watches such. Everything is learnt, questions
+too, as in pre-training: measured, that forgets less than learning answers only. Left out are the
+earlier answers of a collected conversation: they are the model's own, and only the last one was
+rated or corrected.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle
@@ -28,9 +29,12 @@ from lmloop.tokens.chat import ChatTemplate
 from lmloop.tokens.shards import INDEX, ShardWriter
 from lmloop.tokens.tokenize import encode_records
 from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.updating.watched import set_aside
 
 SPLIT = "train"
-"""What training reads; a mixture has no other split."""
+"""What training reads."""
+WATCHED = "validation"
+"""What early stopping watches, where it watches collected exchanges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,11 @@ def write_mixture(
     passes: int,
     replay_share: float,
     seed: int,
+    is_watched: bool = False,
 ) -> dict[str, Any]:
     """Write `feedback` `passes` times, and old records, as the split `train`; give the counts.
+
+    With `is_watched` some of the feedback is the split `validation` instead, see `set_aside`.
 
     Old conversations and documents are drawn by a hash of `seed` and their id, none twice before
     all were drawn once, until `replay_share` of all learnt tokens is old: to within half a record,
@@ -63,28 +70,44 @@ def write_mixture(
     """
     template = ChatTemplate.of(tokenizer)
     template.check_stop_is_learnt()
-    fresh = _encode_feedback(feedback, template)
+    learnt, watched = set_aside(feedback) if is_watched else (feedback, [])
+    fresh = _encode_feedback(learnt, template)
     wanted = passes * sum(each.num_learnt for each in fresh)
     wanted_old = round(wanted * replay_share / (1 - replay_share))
     replayed = _replay(old(), template, wanted=wanted_old, seed=seed) if wanted_old else []
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
-    writer = ShardWriter(folder, SPLIT, vocab_size=tokenizer.vocab_size)
-    with closing(writer):
-        for each in (*fresh * passes, *replayed):
-            writer.append(each.ids.tolist(), each.learnt.tolist(), raw_bytes=each.raw_bytes)
-    index = {"vocab_size": tokenizer.vocab_size, "splits": {SPLIT: writer.close()}}
-    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    texts = {SPLIT: [*fresh * passes, *replayed]}
+    if watched:
+        texts[WATCHED] = _encode_feedback(watched, template)
+    splits = _write_splits(texts, folder, vocab_size=tokenizer.vocab_size)
     held = sum(each.num_learnt for each in replayed)
     return {
         "feedback_records": len(fresh),
+        "feedback_watched": len(watched),
         "feedback_passes": passes,
         "feedback_tokens_learnt": wanted,
         "old_records": len(replayed),
         "old_tokens_learnt": held,
         "replay_share": round(held / (held + wanted), 4),
-        "tokens": writer.num_tokens,
+        "tokens": splits[SPLIT]["tokens"],
     }
+
+
+def _write_splits(
+    texts: Mapping[str, Iterable[_Encoded]], folder: Path, *, vocab_size: int
+) -> dict[str, dict[str, Any]]:
+    """Write each split and the index over them; give the splits' entries in it."""
+    splits = {}
+    for name, encoded in texts.items():
+        writer = ShardWriter(folder, name, vocab_size=vocab_size)
+        with closing(writer):
+            for each in encoded:
+                writer.append(each.ids.tolist(), each.learnt.tolist(), raw_bytes=each.raw_bytes)
+        splits[name] = writer.close()
+    index = {"vocab_size": vocab_size, "splits": splits}
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return splits
 
 
 def _encode_feedback(feedback: Sequence[Record], template: ChatTemplate) -> list[_Encoded]:
