@@ -142,6 +142,52 @@ def test_the_whole_way_on_two_ranks_and_what_cannot_be_dealt_out(tmp_path: Path)
     assert "exitcode  : 2" in told
 
 
+@pytest.mark.parametrize(
+    ("size", "changes", "said"),
+    [
+        (
+            4,
+            ("--pretrain.batch_tokens=64",),
+            "a batch of 2 rows cannot be dealt out evenly to 4 ranks: make batch_tokens / "
+            "row_tokens a multiple of the number of ranks, or start fewer",
+        ),
+        (
+            4,
+            ("--model.context_length=2048", "--pretrain.row_tokens=2048"),
+            "the text has 3 rows of 2048 tokens and is to be dealt out to 4 ranks: add text, lower "
+            "row_tokens, or start fewer",
+        ),
+        (
+            2,
+            ("--model.context_length=8192", "--pretrain.row_tokens=8192"),
+            "the split has 7446 tokens, fewer than one row of 8192: add text or lower row_tokens",
+        ),
+    ],
+)
+def test_more_ranks_than_samples_are_refused_in_one_line_and_leave_nothing(
+    tmp_path: Path, size: int, changes: tuple[str, ...], said: str
+) -> None:
+    recipe, home = write_recipe(tmp_path), tmp_path / "home"
+    verb = ("pretrain", recipe, "--home", home, "--pretrain.batch_tokens=8192", *changes)
+    began = time.monotonic()
+    with torchrun(size, *verb, folder=tmp_path / "a") as job:
+        code, out, told = job.finish()
+    assert (code, out) == (1, "")  # torchrun's own code
+    assert [line for line in told.splitlines() if line.startswith("lmloop: ")] == [
+        f"lmloop: {said}"
+    ]
+    assert told.count("Traceback") == 1  # torchrun's own
+    assert {*re.findall(r"exitcode *: (-?\d+)", told)} == {"2"}
+    assert time.monotonic() - began < 60, told
+    assert job.living() == []
+    assert {each.stage for each in ArtifactStore(home).all()} == {"prepare", "tokenize"}
+    assert not [each for each in (home / "artifacts").iterdir() if each.name.startswith(".")]
+    assert not list(home.glob("runs/*/*.jsonl")) and not list(home.glob("runs/*/snapshot-*"))
+    with torchrun(2, "pretrain", recipe, "--home", home, folder=tmp_path / "b") as job:
+        code, _, told = job.finish()
+    assert code == 0, told
+
+
 def test_a_sigterm_to_torchrun_saves(tmp_path: Path) -> None:
     recipe, home = write_recipe(tmp_path), tmp_path / "home"
     sizes = ("--pretrain.steps=100000", "--pretrain.save_every=100000")

@@ -48,6 +48,13 @@ def test_rows_are_the_same_however_they_are_asked_for(parts: dict[str, PackedLoa
     assert whole.order is None and whole.source is None
 
 
+def test_rows_of_all_parts_add_up(parts: dict[str, PackedLoader]) -> None:
+    own, rehearsed = (each.rows_per_epoch for each in parts.values())
+    assert (own, rehearsed) == (10, 6)  # of 40 and 24 tokens, four a row
+    assert MixedLoader(**parts, share=0.1).rows_per_epoch == 16
+    assert make_tasks(parts, 1, 1, 1).rows_per_epoch == 26
+
+
 def test_documents_of_the_rehearsed_text_count_on(parts: dict[str, PackedLoader]) -> None:
     loader = MixedLoader(**parts, share=0.5)
     found = loader.documents(0, 20)

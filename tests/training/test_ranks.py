@@ -50,6 +50,14 @@ def test_rows_that_cannot_be_dealt_out_evenly_are_refused_in_one_line(rows: int)
         Third().part(0, rows)
 
 
+def test_a_text_of_fewer_rows_than_ranks_is_refused_in_one_line() -> None:
+    Third().require_rows(3, row_tokens=16)
+    Third().require_rows(1, row_tokens=16, copies=3)
+    ALONE.require_rows(1, row_tokens=16)
+    with pytest.raises(TrainingError, match=r"^the text has 2 rows of 16 .* 3 ranks: .*fewer$"):
+        Third().require_rows(2, row_tokens=16)
+
+
 def test_a_process_alone_imports_no_torch() -> None:
     code = "import sys, lmloop.training.ranks; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

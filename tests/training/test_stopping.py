@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from lmloop.training.stopping import watch_for_sigterm
+from lmloop.training.stopping import end_undisturbed, watch_for_sigterm
 
 
 def test_the_first_sigterm_is_noted_and_the_next_would_end_the_process() -> None:
@@ -25,8 +25,20 @@ def test_whoever_has_a_handler_keeps_it() -> None:
         with watch_for_sigterm() as asked:
             os.kill(os.getpid(), signal.SIGTERM)
         assert (heard, asked.is_set()) == ([signal.SIGTERM], False)
+        end_undisturbed()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM] * 2
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_an_end_that_nobody_disturbs() -> None:
+    try:
+        end_undisturbed()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_in_another_thread_nothing_is_touched() -> None:
@@ -35,8 +47,10 @@ def test_in_another_thread_nothing_is_touched() -> None:
     def look() -> None:
         with watch_for_sigterm():
             found.append(signal.getsignal(signal.SIGTERM))
+        end_undisturbed()
+        found.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=look)
     thread.start()
     thread.join(5)
-    assert found == [signal.SIG_DFL]
+    assert found == [signal.SIG_DFL] * 2

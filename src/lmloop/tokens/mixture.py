@@ -23,6 +23,11 @@ class MixedLoader:
     rehearsed: PackedLoader
     share: float
 
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of both texts."""
+        return self.own.rows_per_epoch + self.rehearsed.rows_per_epoch
+
     def rows(self, start: int, count: int) -> Batch:
         """Rows `start` to `start + count` of the endless sequence, rehearsed ones last."""
         first, last = self._rehearsed_before(start), self._rehearsed_before(start + count)
@@ -75,6 +80,11 @@ class TaskLoader:
     """Of any n rows from the first on, each task has its share, rounded."""
 
     tasks: Mapping[str, Task]
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of all tasks; those of one text count for each that reads it."""
+        return sum(task.loader.rows_per_epoch for task in self.tasks.values())
 
     def pieces(self, start: int, count: int, *, at_once: int) -> list[Piece]:
         """Rows `start` to `start + count` of the endless sequence, task by task."""

@@ -160,7 +160,9 @@ class _Run:
     ) -> None:
         self._ranks = ranks
         self._placement = place(model, config, ranks)
-        ranks.part(0, config.batch_rows, copies=self._placement.copies)
+        copies = self._placement.copies
+        ranks.require_rows(loader.rows_per_epoch, row_tokens=config.row_tokens, copies=copies)
+        ranks.part(0, config.batch_rows, copies=copies)
         self._model, self._loader, self._config = self._placement.model, loader, config
         self._folder, self._progress, self._figure = folder, progress, figure
         self._loss = partial(self._placement.loss, smoothing=config.label_smoothing, teach=teach)

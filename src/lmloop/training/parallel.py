@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from lmloop.config import Place
 from lmloop.errors import LmloopError, LostRankError, TrainingError
 from lmloop.training.ranks import Ranks
+from lmloop.training.stopping import end_undisturbed
 
 MEETING = timedelta(minutes=5)
 """How long the first waits for the last."""
@@ -194,8 +195,9 @@ def join(place: Place) -> Iterator[ManyRanks]:
         ) from error
     try:
         yield ranks
-    except LmloopError as error:
-        if isinstance(error, LostRankError):
+    except (LmloopError, SystemExit) as error:
+        end_undisturbed()
+        if isinstance(error, (LostRankError, SystemExit)):
             raise
         ranks.leave_word(error)
         if ranks.is_first:

@@ -44,6 +44,19 @@ class Ranks:
             )
         return first + self.rank // copies * share, share
 
+    def require_rows(self, rows: int, *, row_tokens: int, copies: int = 1) -> None:
+        """Raise `TrainingError` where a text has fewer rows than there are parts of a batch.
+
+        One process learns so little text as often as it is told to; many would learn the same rows
+        side by side, and gain nothing.
+        """
+        parts = self.size // copies
+        if rows < parts:
+            raise TrainingError(
+                f"the text has {rows} rows of {row_tokens} tokens and is to be dealt out to "
+                f"{parts} ranks: add text, lower row_tokens, or start fewer"
+            )
+
     def agree(self, value: float) -> float:
         """The first rank's value; waits for as long as it takes that one to come to it."""
         return value

@@ -1,4 +1,7 @@
-"""A run that is asked to end: the first SIGTERM lets it save, a second one ends it at once."""
+"""A run that is asked to end: the first SIGTERM lets it save, a second one ends it at once.
+
+Takes: this process's signals. Gives: an event that a run looks at; or an end that none disturbs.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,7 @@ from contextlib import contextmanager
 def watch_for_sigterm() -> Iterator[threading.Event]:
     """Meanwhile the first SIGTERM sets the event; whoever has a handler of their own keeps it."""
     asked = threading.Event()
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if not _is_ours():
         yield asked
         return
 
@@ -26,3 +28,19 @@ def watch_for_sigterm() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def end_undisturbed() -> None:
+    """Let no SIGTERM end this process any more, unless somebody has a handler of their own.
+
+    `torchrun` sends one to all as soon as a rank has ended. The others are then on their way out as
+    well, and the first has to tell why.
+    """
+    if _is_ours():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_ours() -> bool:
+    """Whether SIGTERM has no handler, and this thread may give it one."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
