@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow
 
 LONGEST_SECONDS = 120.0
 WORKER = r"""
-import os, sys, runpy, pathlib
+import os, sys, runpy, pathlib, resource
+if os.environ["RANK"] == os.environ.get("WITHOUT_ROOM"):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))
 pathlib.Path(sys.argv.pop(1), os.environ["RANK"]).write_text(str(os.getpid()))
 runpy.run_module("lmloop", run_name="__main__", alter_sys=True)
 """
@@ -61,7 +63,10 @@ class Job:
 
 
 @contextmanager
-def torchrun(size: int, *arguments: str | Path, folder: Path) -> Iterator[Job]:
+def torchrun(
+    size: int, *arguments: str | Path, folder: Path, without_room: int | None = None
+) -> Iterator[Job]:
+    """`without_room`: a rank that can write no file beyond 16 kB."""
     folder.mkdir()
     worker = folder.with_suffix(".py")
     worker.write_text(WORKER)
@@ -71,7 +76,7 @@ def torchrun(size: int, *arguments: str | Path, folder: Path) -> Iterator[Job]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "WITHOUT_ROOM": str(without_room)},
     )
     job = Job(process, folder)
     try:
@@ -184,6 +189,26 @@ def test_more_ranks_than_samples_are_refused_in_one_line_and_leave_nothing(
     assert not [each for each in (home / "artifacts").iterdir() if each.name.startswith(".")]
     assert not list(home.glob("runs/*/*.jsonl")) and not list(home.glob("runs/*/snapshot-*"))
     with torchrun(2, "pretrain", recipe, "--home", home, folder=tmp_path / "b") as job:
+        code, _, told = job.finish()
+    assert code == 0, told
+
+
+def test_a_disk_full_on_one_rank_ends_all_in_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+    recipe, home = write_recipe(tmp_path), tmp_path / "home"
+    sizes = ("--pretrain.sharding=full", "--model.hidden_size=64", "--pretrain.batch_tokens=128")
+    verb = ("pretrain", recipe, "--home", home, *sizes)
+    with torchrun(2, *verb, folder=tmp_path / "a", without_room=1) as job:
+        code, out, told = job.finish()
+    assert (code, out) == (1, "")
+    (said,) = (line for line in told.splitlines() if line.startswith("lmloop: "))
+    assert said.startswith("lmloop: rank 1: no space is left for "), said
+    assert "make room or choose another --home" in said
+    assert {*re.findall(r"exitcode *: (-?\d+)", told)} == {"2"}
+    assert job.living() == []
+    (run,) = home.glob("runs/*")
+    assert sorted(path.name for path in run.iterdir()) == ["begun.json", "journal.jsonl"]
+    assert {each.stage for each in ArtifactStore(home).all()} == {"prepare", "tokenize"}
+    with torchrun(2, *verb, folder=tmp_path / "b") as job:
         code, _, told = job.finish()
     assert code == 0, told
 

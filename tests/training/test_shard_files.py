@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lmloop.errors import DiskFullError
+from lmloop.training import shard_files
 from lmloop.training.pieces import Grid, Spread
 from lmloop.training.ranks import Ranks
 from lmloop.training.shard_files import load_shards, save_shards
@@ -181,6 +185,36 @@ def test_what_a_killed_save_has_left_is_no_snapshot_and_is_swept(tmp_path: Path)
     assert load_on(Grid(2), tmp_path) == ([None, None], [])
     save_on(Grid(2), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["snapshot-00000004"]
+
+
+@pytest.mark.parametrize("guilty", [0, 1])
+def test_a_disk_full_on_one_rank_is_told_by_all_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guilty: int
+) -> None:
+    before = Position(step=3, elapsed=1.0)
+    save_on(Grid(2), tmp_path, position=before)
+    real = shard_files.sync
+
+    def sync(path: Path) -> None:
+        if path.name.startswith(f"shard-0000{guilty + 1}-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path)
+
+    monkeypatch.setattr(shard_files, "sync", sync)
+    told: dict[int, str] = {}
+
+    def work(ranks: Ranks) -> None:
+        own = cut(whole(), Grid(2), ranks.rank)
+        with pytest.raises(DiskFullError) as raised:
+            save_shards(tmp_path, POSITION, own, spread_of=spread_on(Grid(2)), ranks=ranks)
+        told[ranks.rank] = str(raised.value)
+
+    on_all(2, work)
+    assert told[0] == told[1]
+    assert told[0].startswith(f"rank {guilty}: no space is left for {tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["snapshot-00000003"]
+    found, _ = load_on(Grid(2), tmp_path)
+    check(found, Grid(2), before)
 
 
 def test_only_the_newest_two_stay(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ way, as each rank plans for itself what it writes and reads.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from lmloop.errors import ArtifactError
+from lmloop.errors import ArtifactError, DiskFullError
 from lmloop.store.artifact import hash_file, replace_folder, sync, verify_file, write_json
 from lmloop.store.disk import refuse_full_disk
 from lmloop.training.pieces import Grid, Spread
@@ -51,6 +52,9 @@ from lmloop.training.snapshot import (
 
 SpreadOf = Callable[[str, int], tuple[Spread, Grid] | None]
 """How a tensor of a name and so many axes lies on the ranks; None: each has all of it."""
+
+_NO_ROOM = "no room: "
+"""Begins what a rank tells the others that could not write."""
 
 
 class _Writing(DefaultSavePlanner):
@@ -86,40 +90,59 @@ def save_shards(
 ) -> None:
     """Write a snapshot durably, each rank its pieces; the first seals it and drops older ones.
 
-    `before` and what is raised: see `save_snapshot`.
+    `before` and what is raised: see `save_snapshot`; where one rank has no room, all raise.
     """
-    with refuse_full_disk(folder / f"snapshot-{position.step:08d}"):
-        _write(folder, position, tensors, spread_of=spread_of, ranks=ranks)
+    final = folder / f"snapshot-{position.step:08d}"
+    beside = folder / f".{final.name}.shards"
+    if ranks.is_first:
+        for left in folder.glob(".snapshot-*"):
+            remove_snapshot(left)
+        with refuse_full_disk(final):
+            beside.mkdir(parents=True)
+    ranks.collect("")  # Nobody writes before the folder is there.
+    told = ranks.collect(_write(beside, tensors, spread_of=spread_of, ranks=ranks))
+    if ranks.is_first:
+        _seal(beside, final, position, told)
+    _require_all(told)
     if ranks.is_first:
         drop_others(folder, position.step, before=before)
     ranks.collect("")  # Nobody goes on before it is whole.
 
 
 def _write(
-    folder: Path,
-    position: Position,
-    tensors: Mapping[str, Tensor],
-    *,
-    spread_of: SpreadOf,
-    ranks: Ranks,
-) -> None:
-    final = folder / f"snapshot-{position.step:08d}"
-    beside = folder / f".{final.name}.shards"
-    if ranks.is_first:
-        for left in folder.glob(".snapshot-*"):
-            remove_snapshot(left)
-        beside.mkdir(parents=True)
-    ranks.collect("")  # Nobody writes before the folder is there.
-    own = ""
-    written = _write_pieces(beside, tensors, spread_of=spread_of, ranks=ranks)
-    if written is not None:
-        sync(written)
-        own = json.dumps([written.name, written.stat().st_size, hash_file(written)])
-    told = [json.loads(line) for line in ranks.collect(own) if line]
-    if ranks.is_first:
-        files = {name: {"bytes": size, "sha256": sha256} for name, size, sha256 in told}
-        write_json(beside / SEAL, {"position": position.spell(folder), "files": files})
-        replace_folder(beside, final)
+    beside: Path, tensors: Mapping[str, Tensor], *, spread_of: SpreadOf, ranks: Ranks
+) -> str:
+    """Write this rank's file; what the others are to know of it: nothing, a seal, or no room."""
+    try:
+        with refuse_full_disk(beside):
+            written = _write_pieces(beside, tensors, spread_of=spread_of, ranks=ranks)
+            if written is None:
+                return ""
+            sync(written)
+            return json.dumps([written.name, written.stat().st_size, hash_file(written)])
+    except DiskFullError as error:
+        return f"{_NO_ROOM}rank {ranks.rank}: {error}"
+
+
+def _seal(beside: Path, final: Path, position: Position, told: Sequence[str]) -> None:
+    """Make a snapshot of what all have written; nothing stays of it where one had no room."""
+    try:
+        if not any(each.startswith(_NO_ROOM) for each in told):
+            pieces = [json.loads(each) for each in told if each]
+            files = {name: {"bytes": size, "sha256": sha256} for name, size, sha256 in pieces}
+            seal = {"position": position.spell(final.parent), "files": files}
+            with refuse_full_disk(final):
+                write_json(beside / SEAL, seal)
+                replace_folder(beside, final)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _require_all(told: Sequence[str]) -> None:
+    """Raise the `DiskFullError` of the first rank that had no room."""
+    for each in told:
+        if each.startswith(_NO_ROOM):
+            raise DiskFullError(each.removeprefix(_NO_ROOM))
 
 
 def _write_pieces(
