@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lmloop.errors import ArtifactError
 from lmloop.model.cache import Chunk, SlotCache
 from lmloop.model.transformer import Transformer
 from lmloop.weights.checkpoint import load_model, save_model
@@ -224,6 +226,88 @@ def test_a_model_without_a_head_goes_there_and_back(
     assert type(again) is type(first)
     again.set_attn_implementation(first.config._attn_implementation)
     assert_same(case, again(TOKENS).last_hidden_state, expected)
+
+
+EMBEDDING = {"gpt2": "transformer.wte.weight", "gpt_neox": "gpt_neox.embed_in.weight"}
+"""Where a family does not call it `model.embed_tokens.weight`."""
+TIES = {
+    "tied, no head in the file": (True, "absent"),
+    "tied, and the head there once more": (True, "copy"),
+    "tied, and only the head there": (True, "alone"),
+    "tied, and a head of its own": (True, "own"),
+    "untied": (False, "own"),
+    "untied, two heads alike": (False, "copy"),
+    "untied, no head in the file": (False, "absent"),
+    "not told, no head in the file": (None, "absent"),
+    "not told, a head of its own": (None, "own"),
+}
+"""What `tie_word_embeddings` says (None: it is left out), and which head lies in the file."""
+
+
+def head_name(case: str) -> str:
+    return "embed_out.weight" if case == "gpt_neox" else "lm_head.weight"
+
+
+def write_tie(theirs: Any, folder: Path, case: str, *, told: bool | None, head: str) -> None:
+    """Lay embedding and head out as a folder may have them."""
+    theirs.save_pretrained(folder)
+    entries = json.loads((folder / "config.json").read_text())
+    entries["tie_word_embeddings"] = told
+    if told is None:
+        del entries["tie_word_embeddings"]
+    (folder / "config.json").write_text(json.dumps(entries))
+    tensors = load_file(folder / "model.safetensors")
+    embedding = EMBEDDING.get(case, "model.embed_tokens.weight")
+    own = 0.12 * torch.randn(tensors[embedding].shape, generator=torch.Generator().manual_seed(1))
+    found = {"absent": None, "own": own}.get(head, tensors[embedding].clone())
+    tensors.pop(head_name(case), None)
+    if found is not None:
+        tensors[head_name(case)] = found
+    if head == "alone":
+        del tensors[embedding]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("tie", TIES)
+@pytest.mark.parametrize("case", FAMILIES_ONCE)
+@torch.no_grad()
+def test_embedding_and_head_are_tied_as_transformers_ties_them(
+    transformers: Any, tmp_path: Path, case: str, tie: str
+) -> None:
+    told, head = TIES[tie]
+    first = draw(transformers, case)
+    write_tie(first, tmp_path / "theirs", case, told=told, head=head)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "theirs", dtype=torch.float32, output_loading_info=True
+    )
+    if info["missing_keys"]:  # they draw a head at random, which is nobody's model
+        with pytest.raises(ArtifactError, match=f"lacks the tensor '{head_name(case)}'"):
+            load_model(tmp_path / "theirs")
+        return
+    theirs.set_attn_implementation(first.config._attn_implementation)
+    expected = theirs(TOKENS).logits
+    ours = load_model(tmp_path / "theirs")
+    torch.testing.assert_close(ours(TOKENS), expected, rtol=1e-5, atol=1e-5)
+    (tmp_path / "ours").mkdir()
+    save_model(ours, tmp_path / "ours", stop_id=1, document_id=0)
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", dtype=torch.float32
+    )
+    again.set_attn_implementation(first.config._attn_implementation)
+    assert_same(case, again(TOKENS).logits, expected)
+
+
+@pytest.mark.parametrize("case", ONE_WAY)
+@torch.no_grad()
+def test_a_model_in_several_files_opens_as_in_one(
+    transformers: Any, tmp_path: Path, case: str
+) -> None:
+    theirs = draw(transformers, case)
+    theirs.save_pretrained(tmp_path, max_shard_size=16_000)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    expected = theirs(TOKENS).logits
+    torch.testing.assert_close(load_model(tmp_path)(TOKENS), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
