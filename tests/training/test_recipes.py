@@ -26,22 +26,18 @@ from lmloop.sections import ModelSection, TokenizeConfig
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.mixture import MixedLoader
 from lmloop.tokens.tokenize import tokenize
-from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.tokens.vector_files import load_vectors, save_vectors
 from lmloop.tokens.vectors import WordVectors
-from lmloop.training import recipes
+from lmloop.training import beginning, recipes
 from lmloop.training.recipes import finetune, pretrain
 from lmloop.training.shape import model_config
 from lmloop.weights.adapter_files import load_adapter
 from lmloop.weights.adapters import AdapterBank
-from lmloop.weights.checkpoint import save_model
 
 from ..conftest import (
     CONTEXT_LENGTH,
     EXTRA_TOKENS,
     VOCAB_SIZE,
-    random_model,
-    tiny_shape,
     write_recipe,
 )
 from .conftest import make_clock
@@ -166,7 +162,7 @@ def test_a_precision_that_the_device_lacks_is_told_before_anything_is_trained(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    monkeypatch.setattr(recipes, "free_memory", lambda: 1 << 40)
+    monkeypatch.setattr(beginning, "free_memory", lambda: 1 << 40)
     with pytest.raises(TrainingError, match="'bfloat16' is more than Old GPU can") as told:
         run_pretrain(shards_folder, place, steps=1, precision="bfloat16")
     assert "\n" not in str(told.value)
@@ -632,49 +628,6 @@ def test_text_to_rehearse_is_mixed_in(
     mixed, alone = seen
     assert (type(mixed), mixed.share) == (MixedLoader, 0.5)
     assert type(alone) is PackedLoader
-
-
-def test_a_base_that_does_not_fit_is_refused_in_one_line(
-    shards_folder: Path, model_folder: Path, make_place: Callable[[str], Place], tmp_path: Path
-) -> None:
-    long = ModelSection(base="theirs", context_length=CONTEXT_LENGTH + 1)
-    with pytest.raises(TrainingError, match="is more than the 64 of model.base: lower it"):
-        run_pretrain(shards_folder, make_place("long"), long, base=model_folder)
-    small = tmp_path / "small"
-    small.mkdir()
-    save_model(random_model(tiny_shape()), small, stop_id=1, document_id=0)
-    with pytest.raises(TrainingError, match="'small' knows 50 ids and its tokenizer makes 340"):
-        run_pretrain(shards_folder, make_place("few"), BASED, base=small)
-    headless = tmp_path / "headless"
-    headless.mkdir()
-    save_model(random_model(tiny_shape(head="none")), headless, stop_id=1, document_id=0)
-    with pytest.raises(TrainingError, match="cannot go on learning next tokens"):
-        run_pretrain(shards_folder, make_place("mute"), BASED, base=headless)
-
-
-def test_a_base_with_weights_that_are_no_numbers_is_refused(
-    shards_folder: Path, tokenizer: Tokenizer, make_place: Callable[[str], Place], tmp_path: Path
-) -> None:
-    folder = tmp_path / "torn"
-    folder.mkdir()
-    model = random_model(tiny_shape(vocab_size=tokenizer.vocab_size))
-    with torch.no_grad():
-        model.norm.weight[3] = float("nan")
-    tokenizer.save(folder)
-    save_model(model, folder, stop_id=tokenizer.stop_ids[0], document_id=tokenizer.document_id)
-    with pytest.raises(TrainingError, match="'torn' has weights that are no numbers, first in nor"):
-        run_pretrain(shards_folder, make_place("place"), BASED, base=folder)
-
-
-def test_a_model_too_large_for_the_memory_is_refused_before_it_is_made(
-    shards_folder: Path, make_place: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recipes, "free_memory", lambda: 1000)
-    monkeypatch.setattr(recipes, "Transformer", None)
-    place = make_place("place")
-    with pytest.raises(TrainingError, match=r"training needs .* MB and 0 MB are free: "):
-        run_pretrain(shards_folder, place)
-    assert not place.run.exists()
 
 
 def test_the_snapshots_of_a_resumed_run_count_as_room_for_them(

@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from lmloop.errors import CorpusError, DiskFullError, TrainingError
-from lmloop.inference.load import load
+from lmloop.errors import CorpusError, DiskFullError
 from lmloop.learning import PretrainConfig, TaughtConfig, TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
@@ -33,18 +32,18 @@ from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.tokens.vector_files import load_vectors
 from lmloop.training.adapting import adapt, fold, held_bytes
-from lmloop.training.bigrams import begin
+from lmloop.training.beginning import make_model, open_base
 from lmloop.training.embeddings import initialise_embedding
 from lmloop.training.figures import Figure, Validate, open_figure, open_measure
 from lmloop.training.gauge import make_gauge
 from lmloop.training.journal import read_micro_batch
 from lmloop.training.loop import JOURNAL, train
-from lmloop.training.memory import choose_micro_batch, require_memory
+from lmloop.training.memory import choose_micro_batch
 from lmloop.training.ranks import ALONE, Ranks
 from lmloop.training.samples import make_sampler
-from lmloop.training.shape import model_config
 from lmloop.training.tasks import REHEARSAL, open_tasks
 from lmloop.training.teacher import open_teacher
+from lmloop.weights.adapters import AdapterBank
 from lmloop.weights.checkpoint import load_model, save_model
 
 
@@ -85,16 +84,20 @@ def pretrain(
         validate = open_measure(
             "loss", config, shards, seed=seed, answers_only=False, arrangement=first
         )
-    given = {}
+    vocab_size = tokenizer.vocab_size
     if base is not None:
-        model = _open_base(base, shape, vocab_size=tokenizer.vocab_size)
+        model = open_base(base, shape, vocab_size=vocab_size)
     else:
-        sizes = model_config(shape, vocab_size=tokenizer.vocab_size)
-        # A model that is cut into pieces has the memory of all ranks.
-        free = free_memory() * (ranks.size if config.is_cut else 1)
-        require_memory(sizes, config, free=free, source_tokens=_source_tokens(arrangements))
-        model = Transformer(sizes)
-        begin(model, Shards.open(shards, "train"), start=config.start, seed=seed)
+        model = make_model(
+            config,
+            shape,
+            shards=shards,
+            vocab_size=vocab_size,
+            source_tokens=_source_tokens(arrangements),
+            seed=seed,
+            ranks=ranks,
+        )
+    given = {}
     if shape.vectors is not None:
         given["words_with_vectors"] = initialise_embedding(
             model.embedding.weight,
@@ -121,34 +124,6 @@ def pretrain(
         is_scored_in_bytes=config.is_scored_in_bytes,
         ranks=ranks,
     )
-
-
-def _open_base(base: Path, shape: ModelSection, *, vocab_size: int) -> Transformer:
-    """The model in a folder or `.gguf` file; `TrainingError` where it cannot learn this text."""
-    model = load(base, dtype=torch.float32).transformer
-    config = model.config
-    if config.encoder is not None or not config.causal or config.head == "none" or config.int8:
-        raise TrainingError(
-            f"model.base = {base.name!r} cannot go on learning next tokens: name a decoder whose "
-            "weights are not int8"
-        )
-    if vocab_size > config.vocab_size:
-        raise TrainingError(
-            f"model.base = {base.name!r} knows {config.vocab_size} ids and its tokenizer makes "
-            f"{vocab_size}: name a folder in which both fit"
-        )
-    if shape.context_length > config.context_length:
-        raise TrainingError(
-            f"model.context_length = {shape.context_length} is more than the "
-            f"{config.context_length} of model.base: lower it"
-        )
-    unsound = [name for name, each in model.named_parameters() if not each.isfinite().all()]
-    if unsound:
-        raise TrainingError(
-            f"model.base = {base.name!r} has weights that are no numbers, first in {unsound[0]}: "
-            "name another model, or fetch this one again"
-        )
-    return model
 
 
 def finetune(
@@ -288,12 +263,7 @@ def _make_checkpoint(
     held = held_bytes(model)
     if not ranks.is_first:
         return {}
-    model.cpu()
-    if bank is not None:
-        fold(bank, folder)
-    tokenizer.save(folder)
-    save_model(model, folder, stop_id=tokenizer.stop_ids[0], document_id=tokenizer.document_id)
-    shutil.copyfile(run / JOURNAL, folder / JOURNAL)
+    _write_checkpoint(model, tokenizer, bank=bank, folder=folder, run=run)
     told = {key: value for key, value in asdict(result).items() if value is not None}
     return told | {
         "parameters": count_parameters(model.config),
@@ -302,6 +272,23 @@ def _make_checkpoint(
         "ranks": ranks.size,
         "precision": str(model.embedding.weight.dtype).removeprefix("torch."),
     }
+
+
+def _write_checkpoint(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    *,
+    bank: AdapterBank | None,
+    folder: Path,
+    run: Path,
+) -> None:
+    """Write what was learnt, an adapter merged and beside it, and the journal of the run."""
+    model.cpu()
+    if bank is not None:
+        fold(bank, folder)
+    tokenizer.save(folder)
+    save_model(model, folder, stop_id=tokenizer.stop_ids[0], document_id=tokenizer.document_id)
+    shutil.copyfile(run / JOURNAL, folder / JOURNAL)
 
 
 def _open_splits(config: TrainConfig, shards: Path) -> list[Shards]:
