@@ -68,19 +68,19 @@ def test_a_run_that_is_given_time_is_not_ended(learn: Learn) -> None:
 def test_a_run_that_was_killed_ends_by_the_same_figures_in_the_same_weights(
     learn: Learn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmloop.training.loop import _Run
+    from lmloop.training.run import Run
 
     asked = {"steps": 40, "patience": 2, "patience_metric": "distinct_2"}
     whole = learn("whole", **asked)
-    step = _Run.step
+    step = Run.step
 
-    def step_or_die(run: _Run, share: float) -> dict[str, Any] | None:
+    def step_or_die(run: Run, share: float) -> dict[str, Any] | None:
         if run.position.step == 2:
             raise BrokenOffError
         return step(run, share)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "step", step_or_die)
+        patch.setattr(Run, "step", step_or_die)
         with pytest.raises(BrokenOffError):
             learn("broken", **asked)
     resumed = learn("broken", **asked)

@@ -266,7 +266,7 @@ def _evaluate(shop: Workshop, inputs: Inputs, folder: Path, run: Path) -> Mappin
     from lmloop.evaluation.harness import evaluate
     from lmloop.inference.load import load
     from lmloop.tokens.shards import Shards
-    from lmloop.training.loop import JOURNAL
+    from lmloop.training.journal import JOURNAL
 
     corpus, begun = inputs["prepare"].path, find_base(shop.recipe, shop.store)
     first, tuned = inputs["pretrain"], inputs["finetune"]

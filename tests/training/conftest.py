@@ -46,6 +46,18 @@ class Said(Silent):
         self.lines.append(line)
 
 
+class KilledError(Exception):
+    """Stands for `kill -9`: nothing of a run catches it."""
+
+
+def kill_at(step: int) -> Callable[[int], None]:
+    def kill(now: int) -> None:
+        if now == step:
+            raise KilledError
+
+    return kill
+
+
 def make_clock(seconds_a_look: float = 0.1) -> Callable[[], float]:
     """A clock that goes on by so much whenever somebody looks."""
     now = 0.0

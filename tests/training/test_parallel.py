@@ -22,9 +22,10 @@ from lmloop.model.transformer import Transformer
 from lmloop.progress import Silent
 from lmloop.sections import ModelSection
 from lmloop.tokens.loader import Batch, PackedLoader
-from lmloop.training import loop, parallel
+from lmloop.training import parallel
 from lmloop.training.ranks import Ranks, join_ranks
 from lmloop.training.recipes import pretrain
+from lmloop.training.run import Run as TrainingRun
 
 from ..conftest import CONTEXT_LENGTH
 from .conftest import Run, fork_ranks, make_clock, make_config, read_errors
@@ -165,7 +166,7 @@ def train_kind(
     settings = {"steps": STEPS, "batch_tokens": 256, "row_tokens": 32, "precision": "float32"}
     config = {**settings, "objective": KINDS[kind], "validate_every": 25, **changes}
     kept: list[Any] = []
-    real = loop._Run.finish
+    real = TrainingRun.finish
 
     def finish(self: Any, name: str, validate: Any) -> float:
         kept.append(self._optimizer)
@@ -179,7 +180,7 @@ def train_kind(
         return rows(self, start, count)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "finish", finish)
+        patch.setattr(TrainingRun, "finish", finish)
         if kind == "decoder":  # the others also read rows to validate
             patch.setattr(PackedLoader, "rows", look)
         folder.mkdir(exist_ok=True)
@@ -265,7 +266,7 @@ def test_a_run_goes_on_in_the_same_weights_and_on_another_number_of_ranks(
         run = make_run(name, config=config)
 
         def work(ranks: Ranks) -> None:
-            real = loop._Run.step
+            real = TrainingRun.step
 
             def step(self: Any, share: float) -> Any:
                 if self.position.step == stop:
@@ -273,7 +274,7 @@ def test_a_run_goes_on_in_the_same_weights_and_on_another_number_of_ranks(
                 return real(self, share)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(loop._Run, "step", step)
+                patch.setattr(TrainingRun, "step", step)
                 run.go(ranks=ranks, validate=lambda model: 1.0)
             (run.folder / f"weights-{ranks.rank}").write_bytes(b"".join(run.weights().values()))
 
@@ -382,14 +383,14 @@ def test_a_sigterm_to_any_rank_stops_all_after_the_same_step(
             if (ranks.rank, number) == (1, 7):
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        real = loop._Run.step
+        real = TrainingRun.step
 
         def watch(self: Any, share: float) -> Any:
             step(self.position.step)
             return real(self, share)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop._Run, "step", watch)
+            patch.setattr(TrainingRun, "step", watch)
             run.go(ranks=ranks, validate=lambda model: 1.0)
 
     assert fork_ranks(2, work, folder=tmp_path) == [0, 0]

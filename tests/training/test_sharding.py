@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from lmloop.model.transformer import Transformer
-from lmloop.training import loop
 from lmloop.training.ranks import Ranks
+from lmloop.training.run import Run as TrainingRun
 from lmloop.training.samples import Sample
 
 from .conftest import Run, fork_ranks, make_config, read_errors
@@ -39,7 +39,7 @@ def go(
     """Train on so many ranks, which may all be killed before a step; the first keeps weights."""
 
     def work(ranks: Ranks) -> None:
-        real = loop._Run.step
+        real = TrainingRun.step
 
         def step(self: Any, share: float) -> Any:
             if self.position.step == stop:
@@ -47,7 +47,7 @@ def go(
             return real(self, share)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop._Run, "step", step)
+            patch.setattr(TrainingRun, "step", step)
             run.go(ranks=ranks, sample=sample)
         if ranks.is_first:
             (run.folder / "weights").write_bytes(b"".join(run.weights().values()))

@@ -12,8 +12,8 @@ from lmloop.errors import CorpusError
 from lmloop.learning import PretrainConfig
 from lmloop.progress import Silent
 from lmloop.sections import ModelSection
-from lmloop.training.loop import _Run
 from lmloop.training.recipes import pretrain
+from lmloop.training.run import Run
 
 from ..conftest import CONTEXT_LENGTH
 from .conftest import make_clock
@@ -97,15 +97,15 @@ def test_a_killed_run_of_many_tasks_ends_in_the_same_weights(
     extended_shards_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = learn(tmp_path, extended_shards_folder, "whole", tasks=TASKS)
-    step = _Run.step
+    step = Run.step
 
-    def fall(run: _Run, share: float) -> Any:
+    def fall(run: Run, share: float) -> Any:
         if run.position.step == 5:
             raise KilledError
         return step(run, share)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "step", fall)
+        patch.setattr(Run, "step", fall)
         with pytest.raises(KilledError):
             learn(tmp_path, extended_shards_folder, "broken", tasks=TASKS)
     broken = learn(tmp_path, extended_shards_folder, "broken", tasks=TASKS)

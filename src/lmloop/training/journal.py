@@ -12,6 +12,9 @@ from lmloop.errors import DivergedError, TrainingError
 from lmloop.store.artifact import write_whole
 from lmloop.store.disk import refuse_full_disk
 
+JOURNAL = "journal.jsonl"
+"""Its name in the folder of a run and, when that is over, beside the weights."""
+
 
 class NoJournal:
     """The journal of a rank that keeps none: the first one's is the run's."""

@@ -36,8 +36,8 @@ from lmloop.training.beginning import make_model, open_base
 from lmloop.training.embeddings import initialise_embedding
 from lmloop.training.figures import Figure, Validate, open_figure, open_measure
 from lmloop.training.gauge import make_gauge
-from lmloop.training.journal import read_micro_batch
-from lmloop.training.loop import JOURNAL, train
+from lmloop.training.journal import JOURNAL, read_micro_batch
+from lmloop.training.loop import train
 from lmloop.training.memory import choose_micro_batch
 from lmloop.training.ranks import ALONE, Ranks
 from lmloop.training.samples import make_sampler
