@@ -43,6 +43,8 @@ _WIDE = "-mprefer-vector-width=512"
 """Of two instruction sets that an x86 processor has, the one that takes more numbers at once."""
 _BLOCK, _AMX = 32, 2
 """Numbers along a block of tiles, and what `make_tiles_ready` calls AMX."""
+_MOST_NUMBERS = 1 << 20
+"""Of a matrix that a thread makes orthogonal by itself: 2 MiB."""
 _MOST_SECONDS = 120
 """A compiler that is still busy by then is given up; one second is usual."""
 
@@ -240,6 +242,26 @@ def follow_(
     """Let a momentum, fp32, follow a gradient; one look further ahead comes in its place."""
     _call("follow", momentum, grad, grad, grad.numel(), rate)
     return grad
+
+
+def can_orthogonalise(matrices: Float[Tensor, "G R C"]) -> bool:
+    """Whether `orthogonalise_` takes these: whole tiles, and a matrix for each thread at least.
+
+    A wider matrix leaves the caches, where PyTorch's products are as fast.
+    """
+    count, rows, columns = matrices.shape
+    whole = not (rows | columns) % _BLOCK and rows * columns <= _MOST_NUMBERS
+    is_dealt = count >= torch.get_num_threads()
+    return whole and is_dealt and matrices.is_contiguous() and fits(matrices) and has_tiles()
+
+
+def orthogonalise_(
+    matrices: Float[Tensor, "G R C"], factors: Sequence[Sequence[float]]
+) -> Float[Tensor, "G R C"]:
+    """x ← a · x + (b · s + c · s²) · x with s = x · xᵀ for each (a, b, c), in the place of x."""
+    steps = torch.tensor(factors, dtype=torch.float32)
+    _call("orthogonalise", matrices, *matrices.shape, steps, len(steps))
+    return matrices
 
 
 def move_(master: Float[Tensor, "*any"], update: Float[Tensor, "*any"], size: float) -> None:
