@@ -27,8 +27,9 @@ class TrainConfig(Section):
     """Tokens of one optimiser step."""
     row_tokens: int = Field(default=512, ge=8)
     """Length of a packed row, at most the model's context length."""
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Arithmetic of forward and backward; `auto` takes bfloat16 where it is the faster one."""
+    precision: Literal["auto", "bfloat16", "float32", "fp8"] = "auto"
+    """Arithmetic of forward and backward; `auto` takes bfloat16 where it is the faster one; `fp8`
+    is bfloat16 but for the products of the layers' matrices, on GPUs that have it."""
     micro_batch_tokens: Annotated[int, Field(ge=8)] | Literal["auto"] | None = None
     """Tokens in memory at once; their gradients add up to those of the batch. Absent: all; `auto`:
     as many as fit the free memory when the run begins."""
@@ -150,6 +151,20 @@ class TrainConfig(Section):
         } & self.model_fields_set
         if asked and self.lora_rank is None:
             raise ValueError(f"{sorted(asked)[0]} needs lora_rank: add it, such as lora_rank = 16")
+        return self
+
+    @model_validator(mode="after")
+    def _check_fp8(self) -> TrainConfig:
+        if self.precision == "fp8" and self.lora_rank is not None:
+            raise ValueError(
+                "precision = 'fp8' is for all of a model, and lora_rank learns beside it: take one "
+                "out"
+            )
+        if self.precision == "fp8" and self.tensor_parallel > 1:
+            raise ValueError(
+                "precision = 'fp8' multiplies whole matrices, and tensor_parallel cuts them: take "
+                "one out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,11 +7,16 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from lmloop.errors import TrainingError
 from lmloop.model import kernels
+from lmloop.model.fp8 import multiply_in_float8
+
+if TYPE_CHECKING:
+    from lmloop.model.transformer import Transformer
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Numbers of glibc's `mallopt` options."""
@@ -25,14 +30,31 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
+def settle_model(model: Transformer, precision: str) -> None:
+    """Bring a model to this machine's device and into the arithmetic of a recipe's `precision`.
+
+    Raises `TrainingError` as `settle_dtype` does.
+    """
+    model.to(device=best_device(), dtype=settle_dtype(precision))
+    if precision == "fp8":
+        multiply_in_float8(model)
+
+
 def settle_dtype(precision: str) -> torch.dtype:
-    """What a recipe's `precision` is on this machine.
+    """What a model's weights are on this machine under a recipe's `precision`.
 
     Raises `TrainingError` where its GPU has no such arithmetic. A processor computes in bfloat16
-    even where it has to round every result by itself.
+    even where it has to round every result by itself; float8 would be slower there.
     """
     if precision == "auto":
         return fast_dtype()
+    if precision == "fp8":
+        if not _gpu_has_float8():
+            raise TrainingError(
+                "precision = 'fp8' needs an NVIDIA GPU of compute capability 8.9 or more, which "
+                "this machine lacks: give 'bfloat16', or 'auto' for the fastest that a device has"
+            )
+        return torch.bfloat16
     if precision == "bfloat16" and torch.cuda.is_available() and not _gpu_has_bfloat16():
         raise TrainingError(
             f"precision = 'bfloat16' is more than {torch.cuda.get_device_name()} can: give "
@@ -46,6 +68,12 @@ def wait_for(device: torch.device) -> None:
     """Let a GPU end what it was given, so that a clock can be read; a processor has ended it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _gpu_has_float8() -> bool:
+    # AMD's capabilities count otherwise, and its first float8 numbers are others.
+    is_nvidia = torch.version.hip is None and torch.cuda.is_available()
+    return is_nvidia and torch.cuda.get_device_capability() >= (8, 9)
 
 
 def _gpu_has_bfloat16() -> bool:

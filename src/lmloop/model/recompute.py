@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 Checkpointing = Literal["none", "selective", "full"]
-_PRODUCTS = frozenset((torch.ops.aten.mm.default, torch.ops.aten.addmm.default))
+_PRODUCTS = frozenset(
+    (
+        torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.aten._scaled_mm.default,
+    )
+)
 """Products of a layer's matrix. Scores are batched products (`bmm`), grow with the square of a
 row's length, and are added to in place: they are computed again."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from lmloop.learning import TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import training_flops_per_token
-from lmloop.model.hardware import best_device, settle_dtype, wait_for
+from lmloop.model.hardware import best_device, settle_model, wait_for
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.tokens.loader import Batch
@@ -56,8 +56,8 @@ def measure_speed(
     model = Transformer(config)
     initialise(model, seed=0)
     device = best_device()
-    model.to(device=device, dtype=settle_dtype(section.precision)).train()
-    model.checkpoint(section.checkpointing)
+    settle_model(model, section.precision)
+    model.train().checkpoint(section.checkpointing)
     optimizer = make_optimizer(model, section)
     row = section.row_tokens * training_flops_per_token(config, row_tokens=section.row_tokens)
     rows = min(section.micro_batch_rows, max(1, int(LARGEST_PROBE / row)))

@@ -19,7 +19,7 @@ from lmloop.errors import CorpusError, DiskFullError
 from lmloop.learning import PretrainConfig, TaughtConfig, TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
-from lmloop.model.hardware import best_device, free_memory, settle_dtype
+from lmloop.model.hardware import free_memory, settle_model
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Watch, unwatched
 from lmloop.sections import ModelSection
@@ -211,7 +211,7 @@ def _make_checkpoint(
         answers_only=answers_only,
         seed=order_seed,
     )
-    model.to(device=best_device(), dtype=settle_dtype(config.precision))
+    settle_model(model, config.precision)
     teach = None
     if teacher is not None and isinstance(config, TaughtConfig):
         teach = open_teacher(teacher, config, model.config, tokenizer=tokenizer).teach
@@ -265,12 +265,13 @@ def _make_checkpoint(
         return {}
     _write_checkpoint(model, tokenizer, bank=bank, folder=folder, run=run)
     told = {key: value for key, value in asdict(result).items() if value is not None}
+    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     return told | {
         "parameters": count_parameters(model.config),
         "learnt_parameters": learnt,
         "weight_bytes": held,
         "ranks": ranks.size,
-        "precision": str(model.embedding.weight.dtype).removeprefix("torch."),
+        "precision": "fp8" if config.precision == "fp8" else dtype,
     }
 
 
