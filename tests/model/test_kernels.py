@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmloop.model import kernels
+from lmloop.model.compiled import are_native, tiles
 from lmloop.model.functions import norm_rotate, rms_norm, rotate, swiglu
 from lmloop.model.scores import Scoring, attend, make_mask
 from lmloop.training.loss import chunked_cross_entropy
@@ -22,7 +19,7 @@ from lmloop.training.loss import chunked_cross_entropy
 ROUNDING = 2.0**-7
 """Half a unit in the last place of bfloat16, four times: what is kept on the way, and given."""
 
-compiled = pytest.mark.skipif(not kernels.are_native(), reason="no C++ compiler is here")
+compiled = pytest.mark.skipif(not are_native(), reason="no C++ compiler is here")
 tiled = pytest.mark.skipif(not kernels.has_tiles(), reason="no tiles of bfloat16 are here")
 
 
@@ -31,11 +28,11 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """Tiles by AVX-512, and by the best that the processor has."""
     if request.param != "as it is":
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", request.param)
-    kernels._tiles.cache_clear()
+    tiles.cache_clear()
     yield request.param
     monkeypatch.undo()
-    kernels._tiles.cache_clear()
-    kernels._tiles()
+    tiles.cache_clear()
+    tiles()
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -241,21 +238,6 @@ def test_tiles_give_the_same_with_any_number_of_threads(isa: str) -> None:
 
 
 @compiled
-def test_products_are_held_to_what_onednn_is_held_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels._tiles.cache_clear()
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-    try:
-        assert kernels._tiles() < 2
-        assert not kernels.can_sum_tokens(draw(64, 64), rows=64)
-        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-        kernels._tiles.cache_clear()
-        assert not kernels.has_tiles()
-    finally:
-        monkeypatch.undo()
-        kernels._tiles.cache_clear()
-
-
-@compiled
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("vocabulary", [11, 512])
 def test_the_loss_is_exact_and_its_gradient_rounded_once(smoothing: float, vocabulary: int) -> None:
@@ -341,77 +323,31 @@ def test_what_is_no_plain_bfloat16_of_a_processor_stays_with_pytorch() -> None:
     assert not kernels.fits(fine.to("meta"))
 
 
-OFF = """
-import torch
-from lmloop.model import kernels
-from lmloop.model.functions import rms_norm
-x = torch.ones(2, 4, dtype=torch.bfloat16).requires_grad_()
-y = rms_norm(x, torch.ones(4).bfloat16(), epsilon=0.0)
-print(kernels.are_native(), float(y.sum().detach()))
-"""
+@compiled
+@pytest.mark.parametrize("count", [1, 1 << 14, (1 << 15) + 5])
+def test_a_norm_is_the_root_of_all_squares(count: int) -> None:
+    x = draw(count)
+    assert float(kernels.euclidean_norm(x)) == pytest.approx(float(x.double().norm()), rel=1e-6)
 
 
-@pytest.mark.parametrize("unset", [{"LMLOOP_KERNELS": "off"}, {"CXX": "no-such-compiler"}])
-def test_without_them_the_formulas_in_pytorch_serve(
-    unset: dict[str, str], monkeypatch: pytest.MonkeyPatch
+@tiled
+@pytest.mark.parametrize("sizes", [(2, 32, 32), (5, 64, 160), (3, 128, 96)])
+def test_matrices_take_the_steps_that_the_formula_takes(
+    sizes: tuple[int, int, int], isa: str
 ) -> None:
-    for name, value in unset.items():
-        monkeypatch.setenv(name, value)
-    told = subprocess.run(
-        [sys.executable, "-c", OFF], capture_output=True, text=True, check=True
-    ).stdout
-    assert told.split() == ["False", "8.0"]
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder for compiled passes, and nothing that was found before."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernels._library.cache_clear()
-    yield tmp_path / "lmloop"
-    kernels._library.cache_clear()
+    x = draw(*sizes) / 20
+    expected, factors = x.double(), ((3.0, -2.0, 0.5), (2.0, -1.5, 0.4))
+    for a, b, c in factors:
+        square = expected @ expected.mT
+        expected = a * expected + (b * square + c * square @ square) @ expected
+    close(kernels.orthogonalise_(x, factors), expected, share=2)
 
 
 @compiled
-def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kernels.are_native()
-    (built,) = fresh.iterdir()
-    kernels._library.cache_clear()
-    monkeypatch.setattr(kernels, "_compile", None)
-    assert kernels.are_native()
-    assert list(fresh.iterdir()) == [built]
-
-
-@compiled
-def test_a_compiler_that_fails_is_said_and_leaves_nothing(
-    fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(kernels, "_FLAGS", ("--no-such-flag",))
-    with caplog.at_level(logging.WARNING):
-        assert not kernels.are_native()
-    assert "could not be compiled" in caplog.text
-    assert list(fresh.iterdir()) == []
-
-
-@compiled
-def test_code_from_a_folder_that_others_write_to_is_not_run(
-    fresh: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    fresh.mkdir()
-    fresh.chmod(0o777)
-    assert not kernels.are_native()
-    assert "can be written to by others" in caplog.text
-
-
-@compiled
-def test_an_older_processor_computes_the_same(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounding by whole numbers instead of the instruction, vectors in more pieces."""
-    inputs = draw(33, 60), draw(33, 30, seed=1)
-    native = kernels.swiglu_backward(inputs[1], inputs[0])
-    baseline = [flag for flag in kernels._FLAGS if flag != "-march=native"]
-    monkeypatch.setattr(kernels, "_FLAGS", (*baseline, "-ffp-contract=off"))
-    kernels._library.cache_clear()
-    close(kernels.swiglu_backward(inputs[1], inputs[0]), native.double(), share=0.25)
+def test_few_or_ragged_matrices_stay_with_pytorch() -> None:
+    assert not kernels.can_orthogonalise(draw(8, 33, 64))
+    assert not kernels.can_orthogonalise(draw(8, 64, 32).transpose(1, 2))
+    assert not kernels.can_orthogonalise(draw(torch.get_num_threads() - 1, 32, 32))
 
 
 def close(given: Tensor | None, expected: Tensor | None, *, share: float = 1.0) -> None:

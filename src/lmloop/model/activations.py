@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lmloop.model import kernels
+from lmloop.model.compiled import are_native
 from lmloop.model.config import ModelConfig
 from lmloop.model.recompute import Checkpointing, of_layer
 
@@ -79,7 +80,7 @@ def _way_back(config: ModelConfig, batch: Batch) -> int:
     """
     inner = config.intermediate_size if config.experts is None else config.experts.shared_size
     ways = 2 if config.gated else 1
-    is_native = batch.element_bytes != _EXACT and kernels.are_native()
+    is_native = batch.element_bytes != _EXACT and are_native()
     thinking = _numbers(batch, (ways + (not is_native)) * inner)
     if _is_tiled(config, batch):
         return thinking

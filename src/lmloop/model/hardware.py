@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmloop.errors import TrainingError
-from lmloop.model import kernels
+from lmloop.model import compiled
 from lmloop.model.fp8 import multiply_in_float8
 
 if TYPE_CHECKING:
@@ -147,6 +147,6 @@ def describe_hardware() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "dtype": str(fast_dtype()).removeprefix("torch."),
-        "kernels": kernels.describe(),
+        "kernels": compiled.describe(),
     }
     return known | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})

@@ -10,43 +10,23 @@ feed-forward width, V vocabulary, B rows, K key heads, T queries, S keys, d widt
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import logging
-import os
-import platform
-import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lmloop.config import cache_directory, compiler_setting, instruction_setting
+from lmloop.model.compiled import AMX, are_native, call, tiles
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-logger = logging.getLogger(__name__)
-
-NATIVE = Path(__file__).parent / "native"
-_FLAGS = (
-    *("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-    *("-fopenmp", "-shared", "-fPIC"),
-)
-_WIDE = "-mprefer-vector-width=512"
-"""Of two instruction sets that an x86 processor has, the one that takes more numbers at once."""
-_BLOCK, _AMX = 32, 2
-"""Numbers along a block of tiles, and what `make_tiles_ready` calls AMX."""
+_BLOCK = 32
+"""Numbers along a block of tiles."""
+_SQUARES = 1 << 14
+"""Squares that are one sum, as in passes.cpp."""
 _MOST_NUMBERS = 1 << 20
 """Of a matrix that a thread makes orthogonal by itself: 2 MiB."""
-_MOST_SECONDS = 120
-"""A compiler that is still busy by then is given up; one second is usual."""
 
 
 def fits(*tensors: Float[Tensor, "..."]) -> bool:
@@ -57,22 +37,12 @@ def fits(*tensors: Float[Tensor, "..."]) -> bool:
         and each.device.type == "cpu"
         for each in tensors
     )
-    return plain and not torch.compiler.is_compiling() and _library() is not None
-
-
-def are_native() -> bool:
-    """Whether the passes are compiled for this machine; makes them ready where they can be."""
-    return _library() is not None
-
-
-def describe() -> str:
-    """What computes here, as it makes a difference in the last bits."""
-    return f"native{('', ', AVX-512', ', AMX')[_tiles()]}" if are_native() else "torch"
+    return plain and not torch.compiler.is_compiling() and are_native()
 
 
 def has_tiles() -> bool:
     """Whether the processor multiplies tiles of bfloat16, so that `attend` is here."""
-    return _tiles() > 0
+    return tiles() > 0
 
 
 def norm(
@@ -89,7 +59,7 @@ def norm(
     x, heads = _by_token(x, weight), weight.numel() // weight.shape[-1]
     normed, result = (torch.empty(x.shape, dtype=x.dtype) for _ in range(2))
     scale = x.new_empty(*x.shape[:-1], 1)
-    _call(
+    call(
         "norm_forward",
         *(x, _stride(x, weight), weight, normed, scale, result),
         *(x.numel() // weight.numel(), heads, weight.shape[-1], epsilon),
@@ -110,7 +80,7 @@ def norm_backward(
     grad, grad_x = grad.contiguous(), torch.empty_like(normed)
     sums = torch.zeros(torch.get_num_threads(), *weight.shape)
     heads = weight.numel() // weight.shape[-1]
-    _call(
+    call(
         "norm_backward",
         *(grad, normed, weight, scale, grad_x, sums),
         *(grad.numel() // weight.numel(), heads, weight.shape[-1]),
@@ -129,7 +99,7 @@ def rotate(
     x = _by_token(x, x[0])
     result = torch.empty(x.shape, dtype=x.dtype)
     sign = -1.0 if back else 1.0
-    _call("rotate", x, _stride(x, x[0]), result, *x.shape, *_turns(angles), sign)
+    call("rotate", x, _stride(x, x[0]), result, *x.shape, *_turns(angles), sign)
     return result
 
 
@@ -138,7 +108,7 @@ def swiglu(gate_up: Float[Tensor, "N gate_up"]) -> Float[Tensor, "N I"]:
     gate_up = gate_up.contiguous()
     width = gate_up.shape[-1] // 2
     result = gate_up.new_empty(*gate_up.shape[:-1], width)
-    _call("swiglu_forward", gate_up, result, result.numel() // max(1, width), width)
+    call("swiglu_forward", gate_up, result, result.numel() // max(1, width), width)
     return result
 
 
@@ -148,7 +118,7 @@ def swiglu_backward(
     """The gradient of [gate | up] of that of silu(gate) · up."""
     grad, gate_up = grad.contiguous(), gate_up.contiguous()
     result, width = torch.empty_like(gate_up), grad.shape[-1]
-    _call("swiglu_backward", grad, gate_up, result, grad.numel() // max(1, width), width)
+    call("swiglu_backward", grad, gate_up, result, grad.numel() // max(1, width), width)
     return result
 
 
@@ -179,7 +149,7 @@ def attend(
     out, kept = _heads_like(q), torch.empty(2, *q.shape[:3])
     mask, shape = _spread(mask, q, k)
     tensors = (q, k, v, out)
-    _call("attention_forward", q, k, v, mask, out, *kept, shape, _strides(*tensors), scale)
+    call("attention_forward", q, k, v, mask, out, *kept, shape, _strides(*tensors), scale)
     return out, kept
 
 
@@ -199,7 +169,7 @@ def attend_backward(
     grads = _heads_like(q), _heads_like(k), _heads_like(v)
     mask, shape = _spread(mask, q, k)
     strides = _strides(q, k, v, out, grad, *grads)
-    _call(
+    call(
         "attention_backward", q, k, v, mask, out, grad, *kept, *grads, shape, strides, float(scale)
     )
     return grads
@@ -211,14 +181,14 @@ def can_sum_tokens(right: Float[Tensor, "N C"], *, rows: int) -> bool:
     By AVX-512 alone PyTorch's product is as fast.
     """
     whole = right.dim() == 2 and len(right) > 0 and not (right.shape[1] | rows) % _BLOCK
-    return whole and right.stride(1) == 1 and fits(right) and _tiles() == _AMX
+    return whole and right.stride(1) == 1 and fits(right) and tiles() == AMX
 
 
 def sum_tokens(left: Float[Tensor, "N R"], right: Float[Tensor, "N C"]) -> Float[Tensor, "R C"]:
     """leftᵀ · right, the gradient of a matrix of weights; summed in fp32."""
     result = left.new_empty(left.shape[1], right.shape[1])
     sizes = (len(left), *result.shape)
-    _call("weight_gradient", left, left.stride(0), right, right.stride(0), result, *sizes)
+    call("weight_gradient", left, left.stride(0), right, right.stride(0), result, *sizes)
     return result
 
 
@@ -232,15 +202,22 @@ def cross_entropy_(
     if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < logits.shape[1]:
         raise IndexError(f"ids must lie below {logits.shape[1]}, the number of logits")
     losses = torch.empty(len(logits))
-    _call("cross_entropy", logits, wanted.contiguous(), losses, *logits.shape, smoothing)
+    call("cross_entropy", logits, wanted.contiguous(), losses, *logits.shape, smoothing)
     return losses.sum()
+
+
+def euclidean_norm(x: Float[Tensor, "*any"]) -> Float[Tensor, ""]:
+    """The root of the sum of all squares of a contiguous tensor, fp32."""
+    sums = torch.zeros(-(-x.numel() // _SQUARES))
+    call("square_sums", x, sums, x.numel())
+    return sums.sum().sqrt()
 
 
 def follow_(
     momentum: Float[Tensor, "*any"], grad: Float[Tensor, "*any"], rate: float
 ) -> Float[Tensor, "*any"]:
     """Let a momentum, fp32, follow a gradient; one look further ahead comes in its place."""
-    _call("follow", momentum, grad, grad, grad.numel(), rate)
+    call("follow", momentum, grad, grad, grad.numel(), rate)
     return grad
 
 
@@ -260,13 +237,13 @@ def orthogonalise_(
 ) -> Float[Tensor, "G R C"]:
     """x ← a · x + (b · s + c · s²) · x with s = x · xᵀ for each (a, b, c), in the place of x."""
     steps = torch.tensor(factors, dtype=torch.float32)
-    _call("orthogonalise", matrices, *matrices.shape, steps, len(steps))
+    call("orthogonalise", matrices, *matrices.shape, steps, len(steps))
     return matrices
 
 
 def move_(master: Float[Tensor, "*any"], update: Float[Tensor, "*any"], size: float) -> None:
     """master - size · update, in the place of a contiguous fp32 master."""
-    _call("move", master, update, update.numel(), size)
+    call("move", master, update, update.numel(), size)
 
 
 def _by_token(x: Tensor, row: Tensor) -> Tensor:
@@ -301,93 +278,3 @@ def _strides(*tensors: Tensor) -> Tensor:
 
 def _turns(angles: Sequence[Tensor]) -> Sequence[Tensor | None]:
     return [each.contiguous() for each in angles] or (None, None)
-
-
-def _call(name: str, *given: Tensor | float | None) -> None:
-    """A function of the library: tensors by address, sizes as int64, the number of threads last."""
-    library = _library()
-    assert library is not None, "fits() was not asked"
-    getattr(library, name)(*map(_pass, given), ctypes.c_int(torch.get_num_threads()))
-
-
-def _pass(given: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
-    if given is None or isinstance(given, Tensor):
-        return ctypes.c_void_p(None if given is None else given.data_ptr())
-    return ctypes.c_int64(given) if isinstance(given, int) else ctypes.c_float(given)
-
-
-@cache
-def _tiles() -> int:
-    """What products of tiles take: 0 nothing that is here, 1 AVX-512 with bfloat16, 2 AMX."""
-    library, most = _library(), instruction_setting()
-    if library is None or not (most is None or "AMX" in most or "BF16" in most):
-        return 0
-    return int(library.make_tiles_ready(ctypes.c_int64(most is None or "AMX" in most)))
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    """The compiled passes; None where they are switched off or there is no compiler that can."""
-    setting, team = compiler_setting(), _thread_team()
-    if setting is None:
-        return None
-    compiler = shutil.which(setting)
-    if compiler is None or team is None:
-        logger.warning(
-            "training in bfloat16 takes PyTorch's passes, a third slower: %s is not here",
-            "GCC's OpenMP" if team is None else f"the C++ compiler {setting}",
-        )
-        return None
-    flags = (*_FLAGS, _WIDE) if platform.machine() == "x86_64" else _FLAGS
-    status = Path(compiler).resolve().stat()
-    known = (compiler, status.st_size, status.st_mtime_ns, flags, str(team), _processor())
-    sources = sorted(NATIVE.glob("*.cpp"))
-    code = b"".join(each.read_bytes() for each in sorted(NATIVE.iterdir()) if each.is_file())
-    digest = hashlib.sha256(code + repr(known).encode()).hexdigest()[:16]
-    try:
-        built = _private_folder() / f"kernels-{digest}.so"
-        if not built.is_file():
-            _compile([compiler, *flags, *map(str, sources), str(team)], built)
-        return ctypes.CDLL(str(built))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        logger.warning("training passes could not be compiled, PyTorch's are taken: %s", error)
-        return None
-
-
-def _compile(command: list[str], built: Path) -> None:
-    """Compile beside, and rename: two processes at once end with one whole file."""
-    with tempfile.TemporaryDirectory(dir=built.parent) as folder:
-        made = Path(folder, built.name)
-        subprocess.run(
-            [*command, "-o", str(made)], check=True, capture_output=True, timeout=_MOST_SECONDS
-        )
-        made.replace(built)
-
-
-def _private_folder() -> Path:
-    """Where compiled passes stay; code is run from there, so it must be this user's alone.
-
-    Raises `PermissionError` where it is not.
-    """
-    folder = cache_directory()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = folder.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{folder} can be written to by others")
-    return folder
-
-
-def _thread_team() -> Path | None:
-    """The library whose threads PyTorch's operators use: another team would wait beside it."""
-    maps = Path("/proc/self/maps")
-    found = re.search(r"\S*/libgomp\S*$", maps.read_text(), re.MULTILINE) if maps.exists() else None
-    return Path(found[0]) if found else None
-
-
-def _processor() -> str:
-    """What the machine can, so that a home on a shared disk serves unlike ones."""
-    path = Path("/proc/cpuinfo")
-    found = re.search(
-        r"^(?:flags|Features)\s*:.*$", path.read_text() if path.exists() else "", re.M
-    )
-    return found[0] if found else platform.processor()

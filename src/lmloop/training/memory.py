@@ -17,8 +17,8 @@ import torch
 
 from lmloop.errors import TrainingError
 from lmloop.learning import TrainConfig
-from lmloop.model import kernels
 from lmloop.model.activations import Batch, activation_bytes, recomputed_bytes
+from lmloop.model.compiled import are_native
 from lmloop.model.config import ModelConfig
 from lmloop.model.hardware import best_device, settle_dtype
 from lmloop.model.transformer import Transformer
@@ -332,7 +332,7 @@ def _loss_bytes(config: ModelConfig, section: TrainConfig) -> int:
 
 def _is_native(size: int) -> bool:
     """Whether passes over numbers of so many bytes are the compiled ones, which make no copies."""
-    return size != FULL and best_device().type == "cpu" and kernels.are_native()
+    return size != FULL and best_device().type == "cpu" and are_native()
 
 
 def _update_bytes(

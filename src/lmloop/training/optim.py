@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lmloop.learning import TrainConfig
+from lmloop.model import kernels
 from lmloop.model.names import fused_rows
 from lmloop.model.transformer import Transformer
 from lmloop.training.compact import SMALL, Compact
@@ -276,6 +277,8 @@ def _make_elementwise(
 
 
 def _norms(grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if kernels.fits(*grads.values()) and all(each.is_contiguous() for each in grads.values()):
+        return {name: kernels.euclidean_norm(grad) for name, grad in grads.items()}
     norms = torch._foreach_norm(list(grads.values()), dtype=torch.float32)
     return dict(zip(grads, norms, strict=True))
 

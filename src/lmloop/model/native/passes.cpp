@@ -11,6 +11,8 @@
 
 namespace {
 
+constexpr int64_t SQUARES = 1 << 14;
+
 // A row of fp32 numbers, whole sixteens.
 std::vector<float> make_row(int64_t width) { return std::vector<float>(width + LANES); }
 
@@ -188,6 +190,21 @@ void cross_entropy(bf16* logits, const int64_t* wanted, float* losses, int64_t t
       const float loss = std::log(total) + (top - ahead);
       losses[token] = loss > most_nats ? most_nats : loss;
       if (smoothing != 0) losses[token] += smoothing * (ahead - sum(all) / float(vocabulary));
+    }
+  });
+}
+
+// A sum for each SQUARES numbers, so that it is the same whoever adds it up.
+void square_sums(const bf16* x, float* sums, int64_t count, int threads) {
+  share_out((count + SQUARES - 1) / SQUARES, threads, [=](int64_t first, int64_t last, int) {
+    for (int64_t at = first; at < last; ++at) {
+      const bf16* from = x + at * SQUARES;
+      lanes total = {};
+      each(std::min(SQUARES, count - at * SQUARES), [&](int64_t i, int64_t some) {
+        const lanes given = load(from + i, some);
+        total += given * given;
+      });
+      sums[at] = sum(total);
     }
   });
 }
