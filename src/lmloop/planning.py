@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lmloop.training.plan import Plan, Text
     from lmloop.training.scaling import Expected
 
-FIT_SECONDS = 60.0
+FIT_SECONDS = 90.0
 
 
 def plan(

@@ -45,7 +45,7 @@ def test_a_model_that_is_narrow_already_is_refused() -> None:
         small_shapes(SHAPE.model_copy(update={"head_dim": 8}), vocab_size=300)
 
 
-def test_each_width_is_trained_for_three_lengths(
+def test_each_width_is_trained_for_two_lengths(
     shards_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FEWEST_STEPS", 2)
@@ -69,7 +69,7 @@ def test_each_width_is_trained_for_three_lengths(
     sizes = [
         count_parameters(each) for each in small_shapes(SHAPE, vocab_size=tokenizer.vocab_size)
     ]
-    tokens = [count_repeated(32 * steps, unique=100) for steps in (2, 4, 8)]
+    tokens = [count_repeated(32 * steps, unique=100) for steps in (2, 8)]
     assert [(run.parameters, run.tokens) for run in runs] == [
         (size, each) for size in sizes for each in tokens
     ]

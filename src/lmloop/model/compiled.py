@@ -17,11 +17,15 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lmloop.config import cache_directory, compiler_setting, instruction_setting
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +52,7 @@ def describe() -> str:
     return f"native{('', ', AVX-512', ', AMX')[tiles()]}" if are_native() else "torch"
 
 
-def call(name: str, *given: Tensor | float | None) -> None:
+def call(name: str, *given: Shaped[Tensor, "*any"] | float | None) -> None:
     """A function of the library: tensors by address, sizes as int64, the number of threads last."""
     passes = library()
     assert passes is not None, "fits() was not asked"

@@ -14,7 +14,7 @@ from lmloop.errors import TrainingError
 from lmloop.learning import PretrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
-from lmloop.model.hardware import best_device, settle_dtype
+from lmloop.model.hardware import settle_model
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Silent
 from lmloop.sections import ModelSection
@@ -25,8 +25,8 @@ from lmloop.training.scaling import Measured, count_repeated
 from lmloop.training.shape import model_config
 
 WIDTHS = (0.25, 0.375, 0.5)
-LENGTHS = (0.25, 0.5, 1.0)
-"""Of the longest run of each width."""
+LENGTHS = (0.25, 1.0)
+"""Of the longest run of each width: the nearer that comes to the run itself, the less is guessed."""
 FEWEST_STEPS = 20
 """Of the shortest run, even where that takes longer than was given."""
 PROBE_SECONDS = 0.3
@@ -107,7 +107,7 @@ def _train(
 ) -> float:
     model = Transformer(config)
     begin(model)
-    model.to(device=best_device(), dtype=settle_dtype(section.precision))
+    settle_model(model, section.precision)
     # One measurement, at the end, and the one snapshot that a run ends with.
     assert section.steps is not None
     quiet = section.model_copy(
