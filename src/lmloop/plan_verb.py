@@ -35,7 +35,7 @@ def plan(
     ] = False,
     fit_seconds: Annotated[
         float, typer.Option(min=1, help="How long --fit trains, in all.")
-    ] = 60.0,
+    ] = 90.0,
     gpus: Annotated[
         int | None, typer.Option(min=1, help="Foretell pre-training on so many GPUs instead.")
     ] = None,
