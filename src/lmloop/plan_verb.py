@@ -45,6 +45,12 @@ def plan(
     tensor_parallel: Annotated[
         int | None, typer.Option(min=1, help="GPUs that share each product; tried if not given.")
     ] = None,
+    ranks: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Foresee the first of so many processes (torchrun) of this machine."
+        ),
+    ] = 1,
     tokens: Annotated[
         float | None,
         typer.Option(min=1, help="What a run on --gpus reads; absent: what pretrain.steps says."),
@@ -75,6 +81,7 @@ def plan(
         home=home,
         fit=fit,
         fit_seconds=fit_seconds,
+        ranks=ranks,
         progress=make_progress() if fit else None,
         **overrides,
     )
@@ -180,13 +187,14 @@ def _make_work_table(plan: Plan) -> Table:
 
 
 def _make_memory_table(plan: Plan) -> Table:
-    """A row a part, a column a stage, in MB."""
+    """A row a part that there is, a column a stage, in MB."""
     rows = [
         (
             name.replace("_", " "),
             *(f"{asdict(each.memory)[name] / 1e6:,.0f}" for each in plan.stages),
         )
         for name in asdict(plan.stages[0].memory)
+        if any(asdict(each.memory)[name] for each in plan.stages)
     ]
     told = {
         "peak": "peak of tensors",

@@ -6,6 +6,7 @@ Takes: a recipe. Gives: a `Plan`. Text that is tokenized already is counted, oth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,13 @@ from lmloop.errors import RecipeError
 from lmloop.pipeline import walk
 from lmloop.progress import Progress, Silent
 from lmloop.recipe import Recipe
-from lmloop.stages import STAGES, Workshop, make_validation, tune
+from lmloop.stages import STAGES, Workshop, find_base, find_teacher, make_validation, tune
 from lmloop.store.artifact import Artifact, artifact_key
 
 if TYPE_CHECKING:
+    from lmloop.learning import TaughtConfig
+    from lmloop.model.config import ModelConfig
+    from lmloop.store.bases import Base
     from lmloop.training.layouts import Trial
     from lmloop.training.plan import Plan, Text
     from lmloop.training.scaling import Expected
@@ -35,9 +39,12 @@ def plan(
     fit: bool = False,
     fit_seconds: float = FIT_SECONDS,
     progress: Progress | None = None,
+    ranks: int = 1,
     **overrides: Any,
 ) -> Plan:
     """Parameters, memory, tokens, time and money of a recipe, before any work.
+
+    Of so many `ranks` of this machine (torchrun) the first is told: it has the most memory.
 
     With `fit`, the loss that pre-training should end with as well: prepares and tokenizes the text
     if that is not done yet, and trains small models for `fit_seconds` in all. Raises `RecipeError`
@@ -66,14 +73,41 @@ def plan(
     else:
         shards = find_tokenized(shop)
     vocab_size, text = _read_sizes(checked, shards)
-    stages = {"pretrain": checked.pretrain}
+    stages: dict[str, TaughtConfig] = {"pretrain": checked.pretrain}
     if checked.model.kind == "decoder":
-        stages |= {"finetune": checked.finetune}  # type: ignore[dict-item]
-    made_plan = make_plan(checked.model, vocab_size=vocab_size, stages=stages, text=text)
+        stages |= {"finetune": checked.finetune}
+    made_plan = make_plan(
+        checked.model,
+        vocab_size=vocab_size,
+        stages=stages,
+        text=text,
+        base=_read_shape(find_base(checked, shop.store)),
+        teachers=_read_teachers(stages, shop),
+        ranks=ranks,
+    )
     made_plan = replace(made_plan, chosen=describe(checked) if read.model.auto else None)
     if not fit or shards is None:
         return made_plan
     return replace(made_plan, expected=_fit(shop, shards, made_plan, seconds=fit_seconds))
+
+
+def _read_shape(model: Base | None) -> ModelConfig | None:
+    """The shape of a model that is made already."""
+    if model is None:
+        return None
+    from lmloop.weights.checkpoint import load_config
+
+    if model.path.is_dir():
+        return load_config(model.path)
+    from lmloop.inference.load import load
+
+    return load(model.path).config
+
+
+def _read_teachers(stages: Mapping[str, TaughtConfig], shop: Workshop) -> dict[str, ModelConfig]:
+    """Shapes of the models that stages learn from, by the stages' names."""
+    found = {name: _read_shape(find_teacher(each, shop.store)) for name, each in stages.items()}
+    return {name: shape for name, shape in found.items() if shape is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,11 +18,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from lmloop.learning import PretrainConfig, TrainConfig
 from lmloop.model.config import ModelConfig
+from lmloop.model.hardware import fast_dtype
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
+from lmloop.training.adapting import adapt
 from lmloop.training.batch import batch_loss
 from lmloop.training.calibrate import draw_batch
 from lmloop.training.optim import make_optimizer
+from lmloop.training.teacher import Teacher
 
 
 def make_shape(width: int, layers: int, vocabulary: int, **changes: Any) -> ModelConfig:
@@ -44,14 +48,17 @@ def make_section(batch: int = 256, row: int = 64, **changes: Any) -> PretrainCon
 
 
 def make_step(
-    config: ModelConfig, section: TrainConfig
+    config: ModelConfig, section: TrainConfig, *, teacher: ModelConfig | None = None
 ) -> tuple[Callable[[], None], Callable[[], list[Tensor]]]:
     """A training step, and what lies there between two of them."""
     model = Transformer(config)
     initialise(model, seed=0)
     model.to(getattr(torch, section.precision))
     model.checkpoint(section.checkpointing)
+    adapt(model, section, seed=0)
     optimizer = make_optimizer(model, section)
+    taught = None if teacher is None else make_teacher(teacher)
+    teach = None if taught is None else taught.teach
     pieces = section.batch_rows // section.micro_batch_rows
     model.train()
     batch = draw_batch(config, section.micro_batch_rows, section.row_tokens)
@@ -62,18 +69,31 @@ def make_step(
 
     def step() -> None:
         for _ in range(pieces):
-            batch_loss(model, batch).backward()
+            batch_loss(model, batch, teach=teach).backward()
             if pieces > 1:
                 optimizer.gather(1 / pieces)
         optimizer.step(1.0, clip=1.0)
 
-    return step, lambda: [*model.parameters(), *optimizer.state().values()]
+    asked = [] if taught is None else [*taught.model.parameters()]
+    held = [*model.parameters(), *model.buffers(), *asked]
+    return step, lambda: [*held, *optimizer.state().values()]
 
 
-def count_live_bytes(config: ModelConfig, section: TrainConfig) -> int:
+def make_teacher(config: ModelConfig) -> Teacher:
+    """A teacher of random weights, as `open_teacher` lays one out."""
+    model = Transformer(config)
+    initialise(model, seed=1)
+    model.to(fast_dtype()).requires_grad_(False)
+    return Teacher(model=model.eval(), share=0.5, temperature=2.0)
+
+
+def count_live_bytes(
+    config: ModelConfig, section: TrainConfig, *, teacher: ModelConfig | None = None
+) -> int:
     """The most tensors at any time of a second step."""
-    step, keep = make_step(config, section)
+    step, keep = make_step(config, section, teacher=teacher)
     step()
+    gc.collect()  # what is freed while it is watched would count as less than nothing
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:

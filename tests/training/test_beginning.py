@@ -55,6 +55,7 @@ def test_a_model_too_large_for_the_memory_is_refused_before_it_is_made(
     shards_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(beginning, "free_memory", lambda: 1000)
+    monkeypatch.setattr(beginning, "resident_bytes", lambda: 0)
     monkeypatch.setattr(beginning, "Transformer", None)
     with pytest.raises(TrainingError, match=r"training needs .* MB and 0 MB are free: "):
         make(shards_folder)
@@ -65,8 +66,9 @@ def test_a_model_that_is_cut_has_the_memory_of_all_ranks(
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(beginning, "free_memory", lambda: 10**9)
+    monkeypatch.setattr(beginning, "resident_bytes", lambda: 0)
     monkeypatch.setattr(
-        beginning, "require_memory", lambda sizes, config, free, source_tokens: asked.append(free)
+        beginning, "require_memory", lambda sizes, config, free, foresee: asked.append(free)
     )
     many = Ranks()
     many.size = 4

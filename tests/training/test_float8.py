@@ -131,9 +131,9 @@ def test_memory_and_time_of_a_run_are_foreseen(monkeypatch: pytest.MonkeyPatch) 
     met: list[bool] = []
     real = calibrate.batch_loss
 
-    def look(model: Transformer, batch: Any) -> torch.Tensor:
+    def look(model: Transformer, batch: Any, **given: Any) -> torch.Tensor:
         met.append(any(isinstance(each, Float8Linear) for each in model.modules()))
-        return real(model, batch)
+        return real(model, batch, **given)
 
     monkeypatch.setattr(calibrate, "batch_loss", look)
     speed = measure_speed(SHAPE, section, seconds=0.1, clock=make_clock(0.1))

@@ -11,19 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from lmloop.errors import TrainingError
 from lmloop.learning import PretrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.training import memory
 from lmloop.training.compact import SMALL
-from lmloop.training.memory import (
-    USABLE_SHARE,
-    advise,
-    choose_micro_batch,
-    plan_memory,
-    require_memory,
-    usable_bytes,
-)
+from lmloop.training.memory import plan_memory
 
 from ..conftest import random_model, tiny_shape
 from .live_bytes import RESIDENT, count_live_bytes, make_section, make_shape
@@ -82,6 +74,18 @@ def test_state_in_8_bits_is_counted(optimizer: str, precision: str) -> None:
     assert plan_memory(WIDE, section).peak == pytest.approx(counted, rel=0.1)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [LONG, LARGE_HEAD], ids=["long", "the head"])
+@pytest.mark.parametrize("width", [64, 512])
+def test_a_teacher_is_counted(shape: ModelConfig, width: int, precision: str) -> None:
+    section = make_section(512, 128, precision=precision)
+    teacher = make_shape(width, 2, shape.vocab_size)
+    counted = count_live_bytes(shape, section, teacher=teacher)
+    assert plan_memory(shape, section, teacher=teacher).peak == pytest.approx(counted, rel=0.1)
+    alone = plan_memory(shape, section)
+    assert plan_memory(shape, section, teacher=teacher).peak > 1.05 * alone.peak
+
+
 def test_state_in_8_bits_has_a_byte_a_number_and_a_scale_a_block() -> None:
     numbers = sum(each.numel() for each in random_model(WIDE).parameters() if each.numel() >= SMALL)
     exact = plan_memory(WIDE, make_section(128, optimizer="adamw"))
@@ -119,49 +123,6 @@ def test_each_part_has_the_bytes_of_its_numbers() -> None:
     assert plan_memory(shape, make_section(64, 32, micro_batch_tokens=32)).gathered == 4 * total
 
 
-def test_nothing_is_advised_where_all_fits() -> None:
-    assert advise(WIDE, make_section(), free=10**12) == []
-    assert choose_micro_batch(WIDE, make_section(), free=10**12) == 256
-
-
-def test_the_largest_micro_batch_that_fits_is_chosen() -> None:
-    section = make_section(2048, 64)
-    peaks = {
-        tokens: plan_memory(LONG, section.model_copy(update={"micro_batch_tokens": tokens})).peak
-        for tokens in (512, 1024)
-    }
-    assert peaks[512] < peaks[1024]
-    for tokens in (512, 1024):
-        free = int(peaks[tokens] / USABLE_SHARE) + 1
-        assert choose_micro_batch(LONG, section, free=free) == tokens
-        assert plan_memory(LONG, section).peak > usable_bytes(free)
-
-
-def test_what_to_change_is_told_in_order_with_its_bytes() -> None:
-    section = make_section(2048, 64, ema=0.9, optimizer="adamw")
-    least = plan_memory(
-        WIDE,
-        make_section(
-            2048, 64, micro_batch_tokens=64, precision="bfloat16", optimizer="adamw", state_bits=8
-        ),
-    ).peak
-    told = advise(WIDE, section, free=int(least / USABLE_SHARE) + 1)
-    assert [line.split(" needs ")[0] for line in told] == [
-        "micro_batch_tokens = 64",
-        'precision = "bfloat16"',
-        "no ema",
-        "state_bits = 8",
-    ]
-    assert told[-1].endswith(f"needs {least / 1e6:,.0f} MB")
-
-
-def test_a_model_that_fits_in_no_way_is_refused_with_what_would_help() -> None:
-    with pytest.raises(TrainingError, match=r"needs \d+ MB even with one row of 64 tokens") as told:
-        choose_micro_batch(WIDE, make_section(), free=8_000_000)
-    assert "a model of" in str(told.value)
-    assert "\n" not in str(told.value)
-
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -188,21 +149,3 @@ def test_a_process_that_hands_freed_memory_back_holds_what_was_foretold(
     # that is 12 % of the peak, here 8 %.
     section = make_section(4096, 256, optimizer=optimizer, precision=precision)
     assert plan_memory(RESIDENT, section).peak == pytest.approx(int(done.stdout), rel=0.1)
-
-
-def test_a_run_that_cannot_fit_is_refused_with_what_to_change() -> None:
-    section = make_section(512)
-    peak = plan_memory(WIDE, section).peak
-    require_memory(WIDE, section, free=peak)
-    with pytest.raises(TrainingError, match=r"training needs .* are free: micro_batch_tokens = "):
-        require_memory(WIDE, section, free=peak - 1)
-
-
-def test_what_is_cut_by_itself_or_only_adapted_is_not_refused_for_its_batch() -> None:
-    section = make_section(512)
-    free = plan_memory(WIDE, section).peak - 1
-    require_memory(WIDE, section.model_copy(update={"micro_batch_tokens": "auto"}), free=free)
-    require_memory(WIDE, section.model_copy(update={"lora_rank": 2}), free=1)
-    with pytest.raises(TrainingError, match="are free: .*a model of"):
-        auto = section.model_copy(update={"micro_batch_tokens": "auto"})
-        require_memory(WIDE, auto, free=1000)

@@ -13,7 +13,8 @@ from lmloop.model.cost import count_parameters, training_flops_per_token
 from lmloop.sections import ModelSection
 from lmloop.training import plan as module
 from lmloop.training.calibrate import Speed
-from lmloop.training.memory import plan_memory, usable_bytes
+from lmloop.training.fitting import usable_bytes
+from lmloop.training.memory import plan_memory
 from lmloop.training.plan import Plan, Text, estimate_text, make_plan
 from lmloop.training.shape import model_config
 
@@ -103,19 +104,19 @@ def test_what_is_too_large_is_measured_by_its_first_layer_and_told_what_to_chang
     stages = {"pretrain": STAGES["pretrain"]}
     stage = plan_of(stages, free=100_000).stages[0]
     assert asked[0]["layers"] == 1
-    assert stage.advice[0].startswith("micro_batch_tokens = 32 needs")
+    assert stage.advice[-1].startswith("a model of")
     assert stage.tokens_per_second < 64 / 0.164
     assert plan_of(stages).stages[0].advice == ()
 
 
 def test_auto_is_planned_as_it_would_be_chosen(asked: list[dict[str, Any]]) -> None:
     section = STAGES["pretrain"].model_copy(
-        update={"batch_tokens": 4096, "micro_batch_tokens": "auto"}
+        update={"batch_tokens": 1 << 20, "micro_batch_tokens": "auto"}
     )
-    assert plan_of({"pretrain": section}).stages[0].micro_batch_tokens == 4096
-    small = plan_of({"pretrain": section}, free=2_000_000).stages[0]
-    assert small.micro_batch_tokens < 4096
-    assert small.memory.peak <= 0.6 * 2_000_000
+    assert plan_of({"pretrain": section}).stages[0].micro_batch_tokens == 1 << 20
+    small = plan_of({"pretrain": section}, free=10**9).stages[0]
+    assert small.micro_batch_tokens < 1 << 20
+    assert small.memory.resident <= 0.9 * 10**9
 
 
 @pytest.mark.parametrize("free", [PLENTY, 1000])
@@ -130,9 +131,58 @@ def test_a_model_with_an_encoder_is_foretold_on_this_machine(
     assert plan.stages[0].tokens_per_second > 0
 
 
-def test_a_recipe_that_begins_with_an_open_model_is_not_foreseen() -> None:
-    with pytest.raises(RecipeError, match="foresees new models only"):
-        make_plan(ModelSection(base="theirs"), vocab_size=300, stages={}, text=estimate_text(1))
+def test_a_recipe_that_begins_with_an_open_model_has_its_shape(
+    asked: list[dict[str, Any]],
+) -> None:
+    theirs = model_config(SHAPE, vocab_size=700)
+    stages = {"pretrain": STAGES["pretrain"].model_copy(update={"lora_rank": 4})}
+    begin = ModelSection(base="theirs")
+    plan = make_plan(begin, vocab_size=300, stages=stages, text=estimate_text(1), base=theirs)
+    assert plan.parameters == count_parameters(theirs)
+    assert plan.stages[0].memory.masters < 4 * plan.parameters
+    with pytest.raises(RecipeError, match="planned by that one's shape"):
+        make_plan(begin, vocab_size=300, stages={}, text=estimate_text(1))
+
+
+def test_growing_rows_take_the_time_of_their_lengths_and_the_memory_of_the_longest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measure(config: Any, section: Any, **options: Any) -> Speed:
+        return Speed(token_seconds=section.row_tokens / 1000, update_seconds=0.0)
+
+    monkeypatch.setattr(module, "measure_speed", measure)
+    monkeypatch.setattr(module, "VALIDATION_TOKENS", 0)
+    growing = STAGES["pretrain"].model_copy(update={"first_row_tokens": 8})
+    stage = plan_of({"pretrain": growing}).stages[0]
+    # Of 50 steps of 64 tokens a third each has rows of 8, 16 and 32.
+    assert stage.seconds == pytest.approx(50 * 64 * (8 + 16 + 32) / 3 / 1000)
+    assert stage.memory == plan_of({"pretrain": STAGES["pretrain"]}).stages[0].memory
+    clock = growing.model_copy(update={"steps": None, "budget": "10s"})
+    assert plan_of({"pretrain": clock}).stages[0].steps == int(
+        10 / 0.064 * (1 / 8 + 1 / 16 + 1 / 32) / 3
+    )
+
+
+def test_a_teacher_and_a_frozen_embedding_are_planned(asked: list[dict[str, Any]]) -> None:
+    teacher = model_config(SHAPE, vocab_size=300)
+    stages = {"finetune": STAGES["finetune"]}
+    plain, taught = (
+        make_plan(
+            SHAPE, vocab_size=300, stages=stages, text=estimate_text(34_000), free=PLENTY, **more
+        )
+        for more in ({}, {"teachers": {"finetune": teacher}})
+    )
+    assert plain.stages[0].memory.teacher == 0
+    assert taught.stages[0].memory.teacher > 0
+    assert [call["teacher"] for call in asked] == [None, teacher]
+    frozen = make_plan(
+        SHAPE.model_copy(update={"freeze_embedding": True}),
+        vocab_size=300,
+        stages=stages,
+        text=estimate_text(34_000),
+        free=PLENTY,
+    )
+    assert plain.stages[0].memory.masters - frozen.stages[0].memory.masters == 4 * 300 * 16
 
 
 def test_a_layer_too_large_to_be_tried_is_stood_for_by_a_narrower_one(

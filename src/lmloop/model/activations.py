@@ -42,17 +42,47 @@ class Batch:
 
 
 def activation_bytes(
-    config: ModelConfig, batch: Batch, *, checkpointing: Checkpointing = "none"
+    config: ModelConfig,
+    batch: Batch,
+    *,
+    checkpointing: Checkpointing = "none",
+    since: int = 0,
+    encoder_since: int = 0,
 ) -> int:
-    """Bytes that the forward of a batch keeps until its backward, head and loss left out."""
-    total = _input(config, batch) + _places(config, batch)
+    """Bytes that the forward of a batch keeps until its backward, head and loss left out.
+
+    Layers below `since`, and the encoder's below `encoder_since`, have no way back: nothing in them
+    or below them learns.
+    """
+    total = _places(config, batch) + (0 if since else _input(config, batch))
     if config.encoder is not None:
         source = replace(batch, row_tokens=batch.source_tokens)
-        total += activation_bytes(config.encoder, source, checkpointing=checkpointing)
         total += source.tokens * config.encoder.hidden_size * batch.element_bytes  # all layers read
-    for layer in range(config.num_layers):
+        total += activation_bytes(
+            config.encoder, source, checkpointing=checkpointing, since=encoder_since
+        )
+    for layer in range(since, config.num_layers):
         total += _kept(config, batch, layer, checkpointing)
     return total + _norm(config, batch) * config.final_norm
+
+
+def way_back_bytes(config: ModelConfig, batch: Batch) -> int:
+    """Bytes of gradients on their way through a block whose activations are there."""
+    passing = _numbers(batch, 2 * config.hidden_size) + _way_back(config, batch)
+    if config.encoder is None:
+        return passing
+    source = replace(batch, row_tokens=batch.source_tokens)
+    return max(passing, way_back_bytes(config.encoder, source))
+
+
+def unkept_bytes(config: ModelConfig, batch: Batch) -> int:
+    """Bytes that a block takes at most on a way forward that nobody asks a gradient of."""
+    inner = config.intermediate_size if config.experts is None else config.experts.shared_size
+    thinking = (3 if config.gated else 2) * inner  # attention's own operator holds no scores
+    taken = _numbers(batch, 3 * config.hidden_size + max(thinking, sum(config.qkv_rows)))
+    if config.encoder is None:
+        return taken
+    return max(taken, unkept_bytes(config.encoder, replace(batch, row_tokens=batch.source_tokens)))
 
 
 def recomputed_bytes(config: ModelConfig, batch: Batch, *, checkpointing: Checkpointing) -> int:
@@ -62,11 +92,11 @@ def recomputed_bytes(config: ModelConfig, batch: Batch, *, checkpointing: Checkp
     """
     if checkpointing == "none":
         return 0
-    largest = _numbers(batch, 2 * config.hidden_size) + _way_back(config, batch)
-    largest += max(
+    blocks = (
         _block(config, batch, layer) - _known(config, batch, layer, checkpointing)
         for layer in range(config.num_layers)
     )
+    largest = _numbers(batch, 2 * config.hidden_size) + _way_back(config, batch) + max(blocks)
     if config.encoder is None:
         return largest
     source = replace(batch, row_tokens=batch.source_tokens)
@@ -152,18 +182,22 @@ def _places(config: ModelConfig, batch: Batch) -> int:
     return masks
 
 
-def _block(config: ModelConfig, batch: Batch, layer: int) -> int:
-    """`block.py`: every part with the norms around it."""
+def mixer_bytes(config: ModelConfig, batch: Batch, layer: int) -> int:
+    """Bytes that the part of a block keeps in which tokens see each other."""
     first = config.first_norm or layer > 0
     kind = config.mixer(layer)
     if kind in ("attention", "local"):
         total = _sublayer(config, batch, reads=config.projections, first=first)
-        total += _attention(config, batch)
-    else:
-        # Recurrences and convolutions read a copy of theirs.
-        total = _sublayer(config, batch, reads=False, first=first)
-        mixer = {"lstm": _lstm, "gru": _gru, "convolution": _convolution}[kind]
-        total += mixer(config, batch) + _numbers(batch, config.hidden_size)  # output's input
+        return total + _attention(config, batch)
+    # Recurrences and convolutions read a copy of theirs.
+    total = _sublayer(config, batch, reads=False, first=first)
+    mixer = {"lstm": _lstm, "gru": _gru, "convolution": _convolution}[kind]
+    return total + mixer(config, batch) + _numbers(batch, config.hidden_size)  # output's input
+
+
+def _block(config: ModelConfig, batch: Batch, layer: int) -> int:
+    """`block.py`: every part with the norms around it."""
+    total = mixer_bytes(config, batch, layer)
     if config.encoder is not None:
         total += _sublayer(config, batch) + _cross(config, batch)
     if config.experts is None and not config.intermediate_size:
@@ -232,26 +266,23 @@ def _cross(config: ModelConfig, batch: Batch) -> int:
     if config.beta is not None:
         numbers += queries * (2 if config.learn_beta else 1) + 2 * config.num_heads
         read = keys + values + 2 * config.num_kv_heads
+    scores = _scores(config, batch, keys=batch.source_tokens)
     if _is_tiled(config, batch):
         read += keys if config.beta is not None else keys + values
-        mask = batch.tokens * batch.source_tokens * batch.element_bytes
-        scores = mask + _gathered(config, batch)  # beside the queries
-    else:
-        scores = _scores(config, batch, keys=batch.source_tokens)
+        scores = _gathered(config, batch) + batch.tokens * batch.source_tokens * batch.element_bytes
     source = batch.rows * batch.source_tokens * read * batch.element_bytes
     return _numbers(batch, numbers) + source + scores
 
 
 def _is_tiled(config: ModelConfig, batch: Batch) -> bool:
     """Whether attention makes no score matrix: `kernels.can_attend`."""
-    is_half = batch.element_bytes != _EXACT
-    return is_half and config.attention_cap is None and kernels.has_tiles()
+    is_plain = batch.element_bytes != _EXACT and config.attention_cap is None
+    return is_plain and kernels.has_tiles()
 
 
 def _gathered(config: ModelConfig, batch: Batch) -> int:
     """What tiles give, the input of the output, and two fp32 numbers for each query."""
-    queries, *_ = config.qkv_rows
-    return _numbers(batch, queries) + 2 * _EXACT * batch.tokens * config.num_heads
+    return _numbers(batch, config.qkv_rows[0]) + 2 * _EXACT * batch.tokens * config.num_heads
 
 
 def _uncut(config: ModelConfig, batch: Batch) -> int:
@@ -262,8 +293,8 @@ def _uncut(config: ModelConfig, batch: Batch) -> int:
     """
     queries, keys, values = config.qkv_rows
     if config.attention_cap is not None:
-        is_made = config.qk_norm or config.positions == "rotary"
-        return 0 if config.beta is not None else keys + (0 if is_made else values)
+        values *= not (config.qk_norm or config.positions == "rotary")
+        return 0 if config.beta is not None else keys + values
     is_cut = config.num_heads == config.num_kv_heads and batch.element_bytes == _EXACT
     if config.positions != "relative" or not is_cut:
         return 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Numbers of glibc's `mallopt` options."""
 _MEMINFO, _CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_STATUS = Path("/proc/self/status")
 
 
 def best_device() -> torch.device:
@@ -138,6 +139,14 @@ def free_memory() -> int:
     if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
         free.append(int(most) - int(used.read_text()))
     return max(0, min(free))
+
+
+def resident_bytes() -> int:
+    """Bytes that this process holds of the machine's memory; 0 where its models are on a GPU."""
+    if torch.cuda.is_available() or not _STATUS.is_file():
+        return 0
+    held = re.search(r"^VmRSS:\s+(\d+) kB", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
+    return 0 if held is None else 1024 * int(held[1])
 
 
 def describe_hardware() -> dict[str, str | int]:

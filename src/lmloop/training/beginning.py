@@ -6,6 +6,7 @@ Takes: a recipe's sections, the shards that are to be learnt, a base if there is
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +14,13 @@ import torch
 from lmloop.errors import TrainingError
 from lmloop.inference.load import load
 from lmloop.learning import PretrainConfig
-from lmloop.model.hardware import free_memory
+from lmloop.model.hardware import free_memory, resident_bytes
 from lmloop.model.transformer import Transformer
 from lmloop.sections import ModelSection
 from lmloop.tokens.shards import Shards
 from lmloop.training.bigrams import begin
-from lmloop.training.memory import require_memory
+from lmloop.training.fitting import require_memory
+from lmloop.training.memory import plan_memory
 from lmloop.training.ranks import Ranks
 from lmloop.training.shape import model_config
 
@@ -40,8 +42,9 @@ def make_model(
     """
     sizes = model_config(shape, vocab_size=vocab_size)
     # A model that is cut into pieces has the memory of all ranks.
-    free = free_memory() * (ranks.size if config.is_cut else 1)
-    require_memory(sizes, config, free=free, source_tokens=source_tokens)
+    free = (free_memory() + resident_bytes()) * (ranks.size if config.is_cut else 1)
+    foresee = partial(plan_memory, source_tokens=source_tokens)
+    require_memory(sizes, config, free=free, foresee=foresee)
     model = Transformer(sizes)
     begin(model, Shards.open(shards, "train"), start=config.start, seed=seed)
     return model

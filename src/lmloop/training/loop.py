@@ -98,8 +98,8 @@ def train(
                 watch(entry)
                 if ranks.total(asked.is_set()):
                     run.stop(name)
-                if entry["step"] % RELEASE_EVERY == 0:
-                    release_memory()
+                if entry["step"] == 1 or entry["step"] % RELEASE_EVERY == 0:
+                    release_memory()  # momenta of the first step lie between what is gone
                 if entry["step"] % config.save_every == 0:
                     run.save()
         require_steps(config, run.position.step)

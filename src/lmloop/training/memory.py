@@ -8,38 +8,39 @@ update, which makes something of them.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-import torch
-
-from lmloop.errors import TrainingError
 from lmloop.learning import TrainConfig
-from lmloop.model.activations import Batch, activation_bytes, recomputed_bytes
-from lmloop.model.compiled import are_native
+from lmloop.model.activations import Batch, unkept_bytes
+from lmloop.model.compiled import AMX, are_native, tiles
 from lmloop.model.config import ModelConfig
-from lmloop.model.hardware import best_device, settle_dtype
-from lmloop.model.transformer import Transformer
+from lmloop.model.cost import count_parameters
+from lmloop.model.hardware import best_device, fast_dtype, settle_dtype
+from lmloop.training.adapting import held_bytes
 from lmloop.training.compact import SMALL
 from lmloop.training.loss import CHUNK_ELEMENTS, GROUP_ELEMENTS
 from lmloop.training.moments import BLOCK, PIECE
 from lmloop.training.optim import is_hidden_matrix, take_apart
+from lmloop.training.outline import outline, passing_bytes
 from lmloop.training.resident import process_bytes
-from lmloop.training.scales import rate_scales
+from lmloop.training.shares import (
+    own_config,
+    own_numbers,
+    own_section,
+    scattered_bytes,
+    together_bytes,
+)
 
-USABLE_SHARE = 0.6
-"""Of the free memory of a machine without a GPU: a process that keeps freed memory for the next
-step held 13 to 54 % more than its tensors, because the gaps between them do not fit."""
-WORTH = 0.99
-"""A change that leaves more than this share of the peak is not advised."""
 FULL = 4
 """Bytes of a number in fp32."""
 _STATES = {"adamw": 2, "sgd": 1, "schedule-free": 3}
 """Numbers that a rule keeps beside each master."""
 _ROUNDING = 17
 """Bytes for each number of a piece while it becomes codes."""
+_WORKSPACE = 0.6
+"""Of a chunk's gradients: oneDNN took 0.41 to 0.75 of them where that was seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,14 @@ class Memory:
     """What the rules make of the gradients on the way."""
     recomputed: int = 0
     """Activations of a block that is computed again, and the gradient of the head's matrix."""
+    way_back: int = 0
+    """Gradients on their way through the last block, and that of the head's matrix."""
+    unkept: int = 0
+    """Of a pass without a way back: of frozen layers below all that learns, or of a teacher."""
+    teacher: int = 0
+    """Weights of the model that is learnt from."""
+    together: int = 0
+    """Of a model that is cut: weights that ranks bring together, and the whole of the first."""
     offloaded: int = 0
     """Of all these, what lies in the machine's memory while the model is on a GPU."""
     process: int = 0
@@ -77,13 +86,13 @@ class Memory:
     def kept(self) -> int:
         """Bytes that are there all the time."""
         kept = self.weights + self.masters + self.optimizer + self.averages + self.gathered
-        return kept - self.offloaded
+        return kept + self.teacher + self.together - self.offloaded
 
     @property
     def peak(self) -> int:
         """Bytes of tensors at the fullest moment."""
-        forward = self.activations + self.loss
-        again = self.activations + self.recomputed
+        forward = max(self.activations + self.loss, self.unkept)
+        again = self.activations + max(self.recomputed, self.way_back)
         back = self.gradients + self.last_layer
         return self.kept + max(forward, again, back, self.moving)
 
@@ -110,156 +119,79 @@ class Memory:
         return asdict(self)
 
 
-def plan_memory(config: ModelConfig, section: TrainConfig, *, source_tokens: int = 0) -> Memory:
+def plan_memory(
+    config: ModelConfig,
+    section: TrainConfig,
+    *,
+    source_tokens: int = 0,
+    teacher: ModelConfig | None = None,
+    ranks: int = 1,
+) -> Memory:
     """Foresee the memory of a run; `source_tokens` is the length of an encoder's rows.
+
+    With a `teacher`, the shape of the model that is learnt from. Of many `ranks` the first is told.
 
     Counts every token as learnt: fine-tuning learns fewer, so no batch of it is larger. Raises
     `TrainingError` as `rate_scales` does.
     """
-    with torch.device("meta"):
-        model = Transformer(config)
-    scales = rate_scales(model, frozen=section.frozen, layer_decay=section.layer_decay)
-    shapes = {name: each.shape for name, each in model.named_parameters()}
-    learnt = {name: shape.numel() for name, shape in shapes.items() if scales[name] > 0}
+    section = own_section(section, ranks)
+    model = outline(config, section)
+    learnt = {name: each for name, each in model.named_parameters() if each.requires_grad}
     by_muon = [
         name
-        for name, each in model.named_parameters()
-        if name in learnt and section.optimizer == "muon" and is_hidden_matrix(name, each)
+        for name, each in learnt.items()
+        if section.optimizer == "muon" and is_hidden_matrix(name, each)
     ]
     size = settle_dtype(section.precision).itemsize
-    total = sum(learnt.values())
-    rest = [learnt[name] for name in learnt.keys() - set(by_muon)]
-    is_gathered = section.micro_batch_rows < section.batch_rows
+    numbers = own_numbers(learnt, section, ranks)
+    total = sum(numbers.values())
+    rest = [numbers[name] for name in learnt.keys() - set(by_muon)]
+    is_gathered = ranks > 1 or section.micro_batch_rows < section.batch_rows
     groups: Counter[tuple[int, int]] = Counter()
     for part in take_apart(model, by_muon):
-        groups[part.rows.stop - part.rows.start, shapes[part.name][1]] += 1
-    grad_bytes = FULL if is_gathered else size
+        groups[part.rows.stop - part.rows.start, learnt[part.name].shape[1]] += 1
+    grad_bytes = (
+        FULL if is_gathered else max((each.itemsize for each in learnt.values()), default=0)
+    )
     batch = _lay_out(section, source_tokens=source_tokens)
-    activations = _activation_bytes(config, section, batch)
-    recomputed = recomputed_bytes(config, batch, checkpointing=section.checkpointing)
+    if ranks > 1 and section.is_cut:  # each rank makes whole matrices orthogonal, as many as others
+        groups = Counter({each: -(-count // ranks) for each, count in groups.items()})
+    passing = passing_bytes(model, own_config(config, section, ranks), section, batch)
+    masks = _mask_bytes(config, batch)
+    activations, unkept = passing.kept + masks, passing.unkept + masks * (passing.unkept > 0)
+    taught = fast_dtype()
+    if teacher is not None:
+        asked = replace(batch, element_bytes=taught.itemsize)
+        unkept = max(unkept, unkept_bytes(teacher, asked) + _mask_bytes(teacher, asked))
+    learns_head = model.head is not None and model.head.weight.requires_grad
     # A matrix of the head and the states have their gradients before the last block has.
-    behind = size * config.hidden_size * (config.vocab_size + batch.tokens)
-    largest = max(shape.numel() for shape in shapes.values())
+    behind = size * config.hidden_size * (config.vocab_size * learns_head + batch.tokens)
+    largest = max((each.nbytes for each in learnt.values()), default=0)
+    recomputed = passing.recomputed
+    own = sum(numbers[name] * each.itemsize for name, each in learnt.items())
     memory = Memory(
-        weights=size * sum(shape.numel() for shape in shapes.values()),
+        weights=held_bytes(model) - sum(each.nbytes for each in learnt.values()) + own,
         masters=FULL * total,
         optimizer=_state_bytes(section, groups, rest=rest),
         averages=FULL * total * ((section.ema is not None) + (section.patience is not None)),
         gathered=FULL * total * is_gathered,
         activations=activations,
-        loss=_loss_bytes(config, section),
-        gradients=size * total,
-        last_layer=(recomputed or activations // config.num_layers) + size * largest,
+        loss=_loss_bytes(config, section, learns_head=learns_head, teacher=teacher),
+        gradients=own,
+        last_layer=(recomputed or activations // config.num_layers)
+        + max(largest, scattered_bytes(model, section, ranks)),
         recomputed=recomputed + behind if recomputed else 0,
+        way_back=0 if recomputed else passing.way_back + behind,
+        unkept=unkept,
+        together=together_bytes(model, section, ranks),
+        teacher=0 if teacher is None else taught.itemsize * count_parameters(teacher),
         update=_update_bytes(section, groups, rest=rest, grad_bytes=grad_bytes),
     )
     if best_device().type != "cpu":
         return _offload(memory) if section.offload else memory
-    passing = memory.peak - memory.kept
-    beside = process_bytes(section, passing=passing, updating=memory.moving)
+    passing_by = memory.peak - memory.kept
+    beside = process_bytes(section, passing=passing_by, is_native=_is_native(size))
     return replace(memory, process=beside)
-
-
-def usable_bytes(free: int) -> int:
-    """What tensors may take of so much free memory."""
-    return int(free * (0.9 if torch.cuda.is_available() else USABLE_SHARE))
-
-
-def choose_micro_batch(
-    config: ModelConfig, section: TrainConfig, *, free: int, source_tokens: int = 0
-) -> int:
-    """The most tokens at once whose peak fits into `free` bytes: a divisor of the batch.
-
-    Raises `TrainingError` where not even one row fits, with what would help.
-    """
-    chosen = _split_batch(config, section, free=free, source_tokens=source_tokens)
-    memory = plan_memory(config, chosen, source_tokens=source_tokens)
-    if memory.peak <= usable_bytes(free):
-        return chosen.micro_batch_rows * chosen.row_tokens
-    advice = advise(config, chosen, free=free, source_tokens=source_tokens)
-    raise TrainingError(
-        f"training needs {memory.peak / 1e6:,.0f} MB even with one row of {section.row_tokens} "
-        f"tokens at once, and of {free / 1e6:,.0f} MB free {usable_bytes(free) / 1e6:,.0f} may be "
-        "used: "
-        f"{', then '.join(advice)}"
-    )
-
-
-def require_memory(
-    config: ModelConfig, section: TrainConfig, *, free: int, source_tokens: int = 0
-) -> None:
-    """Raise `TrainingError`, with what would help, where a run surely exceeds `free` bytes.
-
-    A run that fits but tightly is let go: what is free is not all that the system could give.
-    """
-    if section.lora_rank is not None:  # what is frozen then is not counted here
-        return
-    if section.micro_batch_tokens == "auto":
-        section = section.model_copy(update={"micro_batch_tokens": section.row_tokens})
-    peak = plan_memory(config, section, source_tokens=source_tokens).peak
-    if peak > free:
-        advice = advise(config, section, free=free, source_tokens=source_tokens)
-        raise TrainingError(
-            f"training needs {peak / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free: "
-            f"{', then '.join(advice)}"
-        )
-
-
-def advise(
-    config: ModelConfig, section: TrainConfig, *, free: int, source_tokens: int = 0
-) -> list[str]:
-    """What to change, one after the other, until a run fits into `free` bytes; each with its peak.
-
-    What costs least comes first; what does not lower the peak is left out. Empty where the run fits
-    as it is.
-    """
-    room = usable_bytes(free)
-    told: list[str] = []
-    peak = plan_memory(config, section, source_tokens=source_tokens).peak
-    if peak <= room:
-        return told
-    split = _split_batch(config, section, free=free, source_tokens=source_tokens)
-    changes: list[dict[str, object]] = [
-        {"micro_batch_tokens": split.micro_batch_tokens},
-        {"precision": "bfloat16"},
-        {"checkpointing": "selective"},
-        {"checkpointing": "full"},
-        {"ema": None, "patience": None},
-        {"state_bits": 8},
-        {"optimizer": "muon"},
-        {"optimizer": "sgd"},
-    ]
-    for change in changes:
-        trial = section.model_copy(update=change)
-        lower = plan_memory(config, trial, source_tokens=source_tokens).peak
-        if lower < WORTH * peak:
-            named = {key: value for key, value in change.items() if getattr(section, key) != value}
-            told.append(f"{_spell(named)} needs {lower / 1e6:,.0f} MB")
-            section, peak = trial, lower
-        if peak <= room:
-            return told
-    return [*told, f"a model of {room / peak:.0%} of the parameters, or more memory"]
-
-
-def _spell(change: Mapping[str, object]) -> str:
-    """Keys as they are written into a recipe."""
-    pairs = (
-        f"no {key}" if value is None else f"{key} = {json.dumps(value)}"
-        for key, value in change.items()
-    )
-    return " and ".join(pairs)
-
-
-def _split_batch(
-    config: ModelConfig, section: TrainConfig, *, free: int, source_tokens: int
-) -> TrainConfig:
-    """The section with the largest micro-batch that fits; with one row where none does."""
-    rows, trial = section.batch_rows, section
-    for count in (each for each in range(rows, 0, -1) if rows % each == 0):
-        trial = section.model_copy(update={"micro_batch_tokens": count * section.row_tokens})
-        if plan_memory(config, trial, source_tokens=source_tokens).peak <= usable_bytes(free):
-            break
-    return trial
 
 
 def _offload(memory: Memory) -> Memory:
@@ -296,38 +228,47 @@ def _moment_bytes(count: int, *, bits: int, least: int) -> int:
     return count + FULL * -(-count // BLOCK)
 
 
-def _activation_bytes(config: ModelConfig, section: TrainConfig, batch: Batch) -> int:
-    """What autograd keeps, and the masks that all layers share."""
-    length, source_tokens = batch.row_tokens, batch.source_tokens
+def _mask_bytes(config: ModelConfig, batch: Batch) -> int:
+    """Masks that all layers share."""
     windows = {config.mixer(layer) for layer in range(config.num_layers)} & {"attention", "local"}
-    masks = len(windows) * length * length
+    masks = len(windows) * batch.row_tokens**2
     if config.encoder is not None:
-        masks += source_tokens * source_tokens
-    kept = activation_bytes(config, batch, checkpointing=section.checkpointing)
-    return kept + batch.rows * masks * batch.element_bytes
+        masks += batch.source_tokens**2
+    return batch.rows * masks * batch.element_bytes
 
 
-def _loss_bytes(config: ModelConfig, section: TrainConfig) -> int:
+def _loss_bytes(
+    config: ModelConfig, section: TrainConfig, *, learns_head: bool, teacher: ModelConfig | None
+) -> int:
     """The head's part, as `chunked_cross_entropy` goes about it, or all logits at once."""
     if config.head == "none":
         return 0
     size = settle_dtype(section.precision).itemsize
     width, vocabulary = config.hidden_size, config.vocab_size
     tokens = section.micro_batch_rows * section.row_tokens
+    lesson = 0 if teacher is None else fast_dtype().itemsize * tokens * teacher.hidden_size
     is_whole = config.head_bias or config.head == "transformed"
     if is_whole or config.logit_scale != 1.0 or config.logit_cap is not None:
-        # Logits, their fp32 copy where they are not fp32, log-probabilities and their gradient.
-        return tokens * vocabulary * (size + 2 * FULL + FULL * (size != FULL))
+        # Logits, their fp32 copy where they are not fp32, log-probabilities and their gradient;
+        # with a teacher both models' chances as well, and how far they are apart.
+        softened = 0 if teacher is None else 4 * FULL
+        return lesson + tokens * vocabulary * (size + 2 * FULL + FULL * (size != FULL) + softened)
     chunk = min(tokens * vocabulary, max(CHUNK_ELEMENTS, vocabulary))
     group = min(tokens * vocabulary, max(GROUP_ELEMENTS, vocabulary))
-    matrix, states, rounded = vocabulary * width, size * tokens * width, size != FULL
+    matrix, states = vocabulary * width * learns_head, size * tokens * width
+    rounded = size != FULL
     # Gradients take the place of the logits of a group. Beside them chances of a chunk, which
-    # PyTorch makes of an fp32 copy where logits are not that; later what a group adds.
-    chances = 0 if _is_native(size) else FULL * chunk * (1 + rounded)
+    # PyTorch makes of an fp32 copy where logits are not that; later what a group adds. By AMX the
+    # product of a chunk's gradients with the matrix takes a workspace.
+    chances = FULL * chunk * (1 + rounded)
+    if _is_native(size):
+        chances = int(_WORKSPACE * size * chunk) if tiles() == AMX else 0
+    if teacher is not None:  # both models' chances at a temperature beside what they are made of
+        chances = max(chances + 2 * FULL * chunk, (3 * FULL + fast_dtype().itemsize) * chunk)
     making = size * group + max(chances, matrix * (size + FULL * rounded)) + states
     # Behind it the matrix's gradient is scaled, and rounded where that is due.
     taking = matrix * (FULL + size * rounded) + 2 * states
-    return FULL * matrix + max(making, taking)
+    return lesson + FULL * matrix + max(making, taking)
 
 
 def _is_native(size: int) -> bool:

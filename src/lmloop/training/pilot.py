@@ -26,7 +26,7 @@ from lmloop.training.shape import model_config
 
 WIDTHS = (0.25, 0.375, 0.5)
 LENGTHS = (0.25, 1.0)
-"""Of the longest run of each width: the nearer that comes to the run itself, the less is guessed."""
+"""Of the longest run of each width. The nearer that is to the run itself, the less is guessed."""
 FEWEST_STEPS = 20
 """Of the shortest run, even where that takes longer than was given."""
 PROBE_SECONDS = 0.3

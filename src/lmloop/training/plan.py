@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from statistics import fmean, harmonic_mean
+from types import MappingProxyType
 
 from lmloop.errors import RecipeError
 from lmloop.learning import TrainConfig
@@ -16,15 +19,11 @@ from lmloop.model.cost import cache_bytes_per_token, count_parameters, training_
 from lmloop.model.hardware import free_memory
 from lmloop.sections import ModelSection, parse_duration
 from lmloop.training.calibrate import Speed, measure_speed
-from lmloop.training.memory import (
-    Memory,
-    advise,
-    choose_micro_batch,
-    plan_memory,
-    usable_bytes,
-)
+from lmloop.training.fitting import advise, choose_micro_batch, usable_bytes
+from lmloop.training.memory import Memory, plan_memory
 from lmloop.training.scaling import Expected
 from lmloop.training.shape import model_config
+from lmloop.training.shares import own_section
 
 CALIBRATION_SECONDS = 2.0
 """Of all stages together."""
@@ -34,6 +33,8 @@ VALIDATION_TOKENS = 32_768
 """Tokens of one validation, each about a third of a trained one."""
 LARGEST_TRIED = 1 << 28
 """Bytes of memory for the layer that is tried where the model is too large: more takes minutes."""
+MOST_LENGTHS = 64
+"""Lengths that growing rows may have: more doublings would begin with rows of less than a token."""
 NARROWEST = 64
 """Least width of a layer that stands for one that is too large to be tried."""
 
@@ -113,17 +114,21 @@ def make_plan(
     stages: Mapping[str, TrainConfig],
     text: Text,
     free: int | None = None,
+    base: ModelConfig | None = None,
+    teachers: Mapping[str, ModelConfig] = MappingProxyType({}),
+    ranks: int = 1,
 ) -> Plan:
     """Foresee the training stages; takes about three seconds for the calibration.
 
     `free` are bytes of memory, those of this machine where it is None. A stage that does not fit is
-    planned as its first advice would have it run. Raises `RecipeError` for a recipe that begins
-    with the model of others.
+    planned as its first advice would have it run. `base` is the shape of the model that the recipe
+    begins with, `teachers` those that stages learn from; of many `ranks` on this machine the memory
+    of the first is told. Raises `RecipeError` for a base whose shape is not given.
     """
-    if shape.base is not None:
-        raise RecipeError("plan foresees new models only: leave model.base out and give the shape")
-    config = model_config(shape, vocab_size=vocab_size)
-    free = free_memory() if free is None else free
+    if shape.base is not None and base is None:
+        raise RecipeError("a model that begins with model.base is planned by that one's shape")
+    config = model_config(shape, vocab_size=vocab_size) if base is None else base
+    free = (free_memory() if free is None else free) // ranks
     parameters = count_parameters(config)
     return Plan(
         parameters=parameters,
@@ -133,11 +138,25 @@ def make_plan(
         free_bytes=free,
         stages=tuple(
             _plan_stage(
-                name, section, config, text, free=free, seconds=CALIBRATION_SECONDS / len(stages)
+                name,
+                _freeze(name, section, shape),
+                config,
+                text,
+                free=free,
+                seconds=CALIBRATION_SECONDS / len(stages),
+                teacher=teachers.get(name),
+                ranks=ranks,
             )
             for name, section in stages.items()
         ),
     )
+
+
+def _freeze(name: str, section: TrainConfig, shape: ModelSection) -> TrainConfig:
+    """The section with the embedding frozen where the model's section says so."""
+    if not shape.freeze_embedding or (name == "pretrain" and shape.vectors is None):
+        return section
+    return section.model_copy(update={"frozen": (*section.frozen, "embedding.weight")})
 
 
 def _plan_stage(
@@ -148,34 +167,47 @@ def _plan_stage(
     *,
     free: int,
     seconds: float,
+    teacher: ModelConfig | None,
+    ranks: int,
 ) -> StagePlan:
     source = section.row_tokens if config.encoder is not None else 0
     advice: tuple[str, ...] = ()
+    foresee = partial(plan_memory, source_tokens=source, teacher=teacher, ranks=ranks)
     if section.micro_batch_tokens == "auto":
-        chosen = choose_micro_batch(config, section, free=free, source_tokens=source)
+        chosen = choose_micro_batch(config, section, free=free, foresee=foresee)
         section = section.model_copy(update={"micro_batch_tokens": chosen})
     else:
-        advice = tuple(advise(config, section, free=free, source_tokens=source))
+        advice = tuple(advise(config, section, free=free, foresee=foresee))
     share = text.answer_tokens / max(1, text.tokens) if name == "finetune" else 1.0
-    speed = _measure(
+    measure = partial(
+        _measure,
         config,
-        section,
         is_small=not advice,
-        seconds=seconds,
         share=share,
         source=source,
         free=free,
+        teacher=teacher,
     )
+    lengths = _row_lengths(section)
+    parts = [measure(own_section(each, ranks), seconds=seconds / len(lengths)) for each in lengths]
+    learning = [own_section(section, ranks)] * len(parts)
+    speed = parts[-1]
     measured = VALIDATION_TOKENS * speed.token_seconds / 3
-    a_step = speed.step_seconds(section) + measured / section.validate_every
+    a_step = [
+        part.step_seconds(own) + measured / section.validate_every
+        for part, own in zip(parts, learning, strict=True)
+    ]
     if section.steps is not None:
         steps = section.steps
-        budget = steps * a_step + measured
+        budget = steps * fmean(a_step) + measured
     else:
         budget = parse_duration(section.budget) if section.budget else 0.0
-        steps = int(budget / a_step)
+        steps = int(budget / harmonic_mean(a_step))
     tokens = steps * section.batch_tokens
-    a_token = training_flops_per_token(config, row_tokens=section.row_tokens, source_tokens=source)
+    a_token = fmean(
+        training_flops_per_token(config, row_tokens=each.row_tokens, source_tokens=source)
+        for each in lengths
+    )
     return StagePlan(
         stage=name,
         seconds=budget,
@@ -183,11 +215,21 @@ def _plan_stage(
         tokens=tokens,
         epochs=tokens / max(1, text.tokens),
         flops=tokens * a_token,
-        tokens_per_second=section.batch_tokens / speed.step_seconds(section),
-        memory=plan_memory(config, section, source_tokens=source),
-        micro_batch_tokens=section.micro_batch_rows * section.row_tokens,
+        tokens_per_second=section.batch_tokens
+        / fmean(part.step_seconds(own) for part, own in zip(parts, learning, strict=True)),
+        memory=foresee(config, section),
+        micro_batch_tokens=learning[-1].micro_batch_rows * section.row_tokens,
         advice=advice,
     )
+
+
+def _row_lengths(section: TrainConfig) -> list[TrainConfig]:
+    """The section with rows of each length that they come to; each lasts as long as any other."""
+    lengths = sorted({section.row_length(part / MOST_LENGTHS) for part in range(MOST_LENGTHS)})
+    if lengths == [section.row_tokens]:
+        return [section]
+    uncut = section.model_copy(update={"first_row_tokens": None})
+    return [uncut.model_copy(update={"row_tokens": length}) for length in lengths]
 
 
 def _measure(
@@ -199,6 +241,7 @@ def _measure(
     share: float,
     source: int,
     free: int,
+    teacher: ModelConfig | None,
 ) -> Speed:
     """The speed of a model that fits; of one that does not, from its first layer by arithmetic.
 
@@ -206,7 +249,12 @@ def _measure(
     """
     if is_small:
         return measure_speed(
-            config, section, seconds=seconds, learnt_share=share, source_tokens=source
+            config,
+            section,
+            seconds=seconds,
+            learnt_share=share,
+            source_tokens=source,
+            teacher=teacher,
         )
     thin = replace(config, num_layers=1, mixers=config.mixers[:1])
     a_row = section.model_copy(update={"micro_batch_tokens": section.row_tokens, "frozen": ()})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +20,7 @@ from lmloop.errors import CorpusError, DiskFullError
 from lmloop.learning import PretrainConfig, TaughtConfig, TrainConfig
 from lmloop.model.config import ModelConfig
 from lmloop.model.cost import count_parameters
-from lmloop.model.hardware import free_memory, settle_model
+from lmloop.model.hardware import free_memory, resident_bytes, settle_model
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress, Watch, unwatched
 from lmloop.sections import ModelSection
@@ -35,10 +36,11 @@ from lmloop.training.adapting import adapt, fold, held_bytes
 from lmloop.training.beginning import make_model, open_base
 from lmloop.training.embeddings import initialise_embedding
 from lmloop.training.figures import Figure, Validate, open_figure, open_measure
+from lmloop.training.fitting import choose_micro_batch, require_memory
 from lmloop.training.gauge import make_gauge
 from lmloop.training.journal import JOURNAL, read_micro_batch
 from lmloop.training.loop import train
-from lmloop.training.memory import choose_micro_batch
+from lmloop.training.memory import plan_memory
 from lmloop.training.ranks import ALONE, Ranks
 from lmloop.training.samples import make_sampler
 from lmloop.training.tasks import REHEARSAL, open_tasks
@@ -156,6 +158,8 @@ def finetune(
             "the corpus has no assistant's answers to learn from: fine-tuning needs conversations"
         )
     model = load_model(base, dtype=torch.float32)
+    # What this process holds already is a part of what is foretold.
+    require_memory(model.config, config, free=free_memory() + resident_bytes())
     model.embedding.requires_grad_(not freeze_embedding)
     return _make_checkpoint(
         model,
@@ -355,7 +359,9 @@ def _settle_micro_batch(
     chosen = read_micro_batch(run / JOURNAL if config.replay is None else Path(config.replay))
     if chosen is None or config.batch_tokens % chosen or chosen % config.row_tokens:
         free = free_memory() // ranks.size
-        chosen = choose_micro_batch(shape, config, free=free, source_tokens=source_tokens)
+        foresee = partial(plan_memory, source_tokens=source_tokens, ranks=ranks.size)
+        # What this process holds already is not free any more, and is a part of what is foretold.
+        chosen = choose_micro_batch(shape, config, free=free + resident_bytes(), foresee=foresee)
         progress.say(
             f"micro_batch_tokens = {chosen} of {config.batch_tokens}: {free / 1e9:.1f} GB free"
         )

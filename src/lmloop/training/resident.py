@@ -18,32 +18,28 @@ ROUNDING = 46_000_000
 """What PyTorch's products in bfloat16 keep for themselves."""
 COMPILER = 77_000_000
 """PyTorch's compiler, which its checkpointing imports, whether or not anything is compiled."""
-LEAST_GAPS = 85_000_000
-"""Of the heap, however small the model: validation runs between two steps and finds no room in what
-they left."""
-GAPS: Mapping[Checkpointing, float] = {"none": 0.27, "selective": 0.33, "full": 0.5}
+VALIDATION = 200_000_000
+"""What validation takes while no step does, and most of it whatever the model: logits of 1,024
+tokens of a vocabulary of 4,096, texts of many lengths, and the gaps between them."""
+GAPS: Mapping[Checkpointing, float] = {"none": 0.4, "selective": 0.44, "full": 1.1}
 """Of the tensors that come and go with each step: what is freed stays in the process, and the next
 tensor may not fit into the gap. A block that is computed again lies between gradients that stay."""
+MORE_GAPS = 0.13
+"""Where no passes are compiled: each makes more tensors on its way."""
 LEAST_UNEVEN_GAPS, UNEVEN_GAPS = 203_000_000, 1.56
 """Both where each step has another number of learnt tokens: no gap fits twice."""
-UPDATE_GAPS = 1.8
-"""Of Muon's update, times its share of what comes and goes: its stacks of matrices are large, and
-gradients lie scattered over the room that the way back left."""
 
 
-def process_bytes(section: TrainConfig, *, passing: int, updating: int) -> int:
+def process_bytes(section: TrainConfig, *, passing: int, is_native: bool) -> int:
     """Resident bytes of a process that trains, less those of its live tensors at the peak.
 
-    `passing` are those of tensors that come and go with each step, at most; `updating` those among
-    them that are there while the weights are moved. The text is tokenized already: a process that
-    prepares it as well keeps what that took.
+    `passing` are those of tensors that come and go with each step, at most; `is_native` says
+    whether passes are compiled. The text is tokenized already: a process that prepares it as well
+    keeps what that took.
     """
     imported = LIBRARIES + ROUNDING * (settle_dtype(section.precision).itemsize < 4)
     imported += COMPILER * (section.checkpointing != "none")
-    least, share = LEAST_GAPS, GAPS[section.checkpointing]
+    gaps = (GAPS[section.checkpointing] + MORE_GAPS * (not is_native)) * passing
     if isinstance(section, FinetuneConfig):
-        least, share = LEAST_UNEVEN_GAPS, UNEVEN_GAPS
-    gaps = least + share * passing
-    if section.optimizer == "muon":
-        gaps += UPDATE_GAPS * updating**2 / max(1, passing)
-    return imported + int(gaps)
+        gaps = LEAST_UNEVEN_GAPS + UNEVEN_GAPS * passing
+    return imported + int(max(gaps, VALIDATION - passing))

@@ -18,6 +18,7 @@ import torch
 
 from lmloop.errors import DivergedError, StoppedError, TrainingError
 from lmloop.learning import TrainConfig
+from lmloop.model.hardware import release_memory
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Progress
 from lmloop.tokens.mixture import Loader, Piece, cut_rows
@@ -148,10 +149,16 @@ class Run:
         return said
 
     def _ask(self, question: Callable[[Transformer], Answer]) -> Answer | None:
-        """What the weights as they would be kept answer the first rank; None on the others."""
+        """What the weights as they would be kept answer the first rank; None on the others.
+
+        No tensor of a question fits the gaps that a step leaves, and none of a step its own.
+        """
         with self._optimizer.averaged():
             model = self._placement.gather(self._optimizer.result)
-            return question(model.eval()) if self._ranks.is_first else None
+            release_memory()
+            answer = question(model.eval()) if self._ranks.is_first else None
+            release_memory()
+            return answer
 
     def save(self) -> None:
         """Write a snapshot, if anything has been done since the last."""
