@@ -15,7 +15,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from functools import cache
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +36,7 @@ AMX = 2
 """What `tiles` calls it."""
 _FLAGS = (
     *("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-    *("-fopenmp", "-shared", "-fPIC"),
+    *("-fopenmp", "-fPIC"),
 )
 _WIDE = "-mprefer-vector-width=512"
 """Of two instruction sets that an x86 processor has, the one that takes more numbers at once."""
@@ -96,20 +98,22 @@ def library() -> ctypes.CDLL | None:
     try:
         built = _private_folder() / f"kernels-{digest}.so"
         if not built.is_file():
-            _compile([compiler, *flags, *map(str, sources), str(team)], built)
+            _compile([compiler, *flags], sources, built, team=team)
         return ctypes.CDLL(str(built))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logger.warning("training passes could not be compiled, PyTorch's are taken: %s", error)
         return None
 
 
-def _compile(command: list[str], built: Path) -> None:
-    """Compile beside, and rename: two processes at once end with one whole file."""
+def _compile(command: list[str], sources: Sequence[Path], built: Path, *, team: Path) -> None:
+    """Compile beside, all sources at once, and rename: two processes end with one whole file."""
     with tempfile.TemporaryDirectory(dir=built.parent) as folder:
-        made = Path(folder, built.name)
-        subprocess.run(
-            [*command, "-o", str(made)], check=True, capture_output=True, timeout=_MOST_SECONDS
-        )
+        made, parts = Path(folder, built.name), [Path(folder, f"{s.stem}.o") for s in sources]
+        run = partial(subprocess.run, check=True, capture_output=True, timeout=_MOST_SECONDS)
+        pairs = zip(sources, parts, strict=True)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(run, ([*command, "-c", str(s), "-o", str(part)] for s, part in pairs)))
+        run([*command, "-shared", *map(str, parts), str(team), "-o", str(made)])
         made.replace(built)
 
 

@@ -26,8 +26,10 @@ from lmloop.training.run import Run
 from lmloop.training.samples import Sample
 from lmloop.training.stopping import watch_for_sigterm
 
-RELEASE_EVERY = 32
+RELEASE_EVERY = 64
 """Steps between two returns of freed memory: rows with few answers and with many leave gaps."""
+SHORT_SHARE = 0.02
+"""Of a budget: where one step takes more, memory that would have to be asked for again is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,10 @@ def train(
                 watch(entry)
                 if ranks.total(asked.is_set()):
                     run.stop(name)
-                if entry["step"] == 1 or entry["step"] % RELEASE_EVERY == 0:
-                    release_memory()  # momenta of the first step lie between what is gone
+                # Momenta of the first step lie between what is gone; a run of seconds lets them.
+                is_settled = entry["step"] == 1 and run.share() < SHORT_SHARE
+                if is_settled or entry["step"] % RELEASE_EVERY == 0:
+                    release_memory()
                 if entry["step"] % config.save_every == 0:
                     run.save()
         require_steps(config, run.position.step)
