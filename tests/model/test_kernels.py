@@ -213,6 +213,15 @@ def test_keys_that_are_no_number_spoil_their_own_row_alone(isa: str) -> None:
 
 
 @tiled
+def test_heads_that_tiles_cannot_take_stay_with_pytorch() -> None:
+    (q, k, v), _ = draw_heads((1, 2, 2, 4, 4, 32))
+    assert kernels.can_attend(q, k, v, None)
+    assert not kernels.can_attend(q, k, v[..., :16], None)
+    assert not kernels.can_attend(q, k[:, :, :0], v[:, :, :0], None)
+    assert not kernels.can_attend(q[..., ::2], k[..., ::2], v[..., ::2], None)
+
+
+@tiled
 @pytest.mark.parametrize("sizes", [(1, 32, 64), (257, 64, 32), (300, 96, 128), (64, 2080, 32)])
 def test_weights_get_the_sum_over_all_tokens(sizes: tuple[int, int, int], isa: str) -> None:
     tokens, rows, columns = sizes

@@ -130,7 +130,9 @@ def can_attend(
 ) -> bool:
     """Whether `attend` takes these: the processor has tiles, and a head's numbers lie together."""
     tensors = (q, k, v) if mask is None else (q, k, v, mask)
-    return fits(*tensors) and has_tiles() and all(each.stride(-1) == 1 for each in (q, k, v))
+    is_one_width = q.shape[3] == k.shape[3] == v.shape[3] and k.numel() > 0
+    lie = all(each.stride(-1) == 1 for each in (q, k, v))
+    return is_one_width and lie and fits(*tensors) and has_tiles()
 
 
 def attend(
