@@ -6,130 +6,11 @@
 // nothing but the numbers. Axes: B rows, H query heads, K key heads, T queries, S keys, d width of
 // a head.
 
-#include <vector>
-
-#include "tiles.h"
+#include "heads.h"
 
 #ifdef __AVX512BF16__
 
 namespace {
-
-struct Sizes {
-  int64_t rows, heads, key_heads, queries, keys, width, mask_rows, mask_heads;
-};
-
-// A tensor [B, heads, places, d]: any strides, in numbers, the last of which is one.
-struct Heads {
-  bf16* first;
-  int64_t row, head, place;
-
-  Heads(const bf16* x, const int64_t* strides)
-      : first(const_cast<bf16*>(x)), row(strides[0]), head(strides[1]), place(strides[2]) {}
-  bf16* at(int64_t b, int64_t h) const { return first + b * row + h * head; }
-};
-
-// Rows of a head as they lie in memory.
-struct Rows {
-  const bf16* first;
-  int64_t row;
-};
-
-// Rows of a head, whole blocks of them and of their width: where they lie, else in `held` with
-// zeros behind them.
-Rows whole_rows(const bf16* x, int64_t place, int64_t rows, int64_t width, bf16* held) {
-  if (whole(rows) == rows && whole(width) == width) return {x, place};
-  const int64_t row = whole(width);
-  std::memset(held, 0, whole(rows) * row * sizeof(bf16));
-  for (int64_t i = 0; i < rows; ++i)
-    std::memcpy(held + i * row, x + i * place, width * sizeof(bf16));
-  return {held, row};
-}
-
-// The other way, of fp32 numbers, each times the `factor` of its row if there are factors.
-void scatter(const float* x, int64_t row, int64_t rows, int64_t width, bf16* to, int64_t place,
-             const float* factor = nullptr) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const float by = factor == nullptr ? 1 : factor[i];
-    each(width, [&](int64_t j, int64_t count) {
-      store(to + i * place + j, load(x + i * row + j, count) * by, count);
-    });
-  }
-}
-
-// A right factor with `rows` of x as columns, block after block of them.
-void turn_all(const Rows& x, int64_t rows, int64_t width, bf16* to) {
-  for (int64_t i = 0; i < rows; i += BLOCK) {
-    for (int64_t k = 0; k < width; k += BLOCK) {
-      for (int64_t side = 0; side < BLOCK; side += TILE, to += TILE_NUMBERS) {
-        pack_turned(x.first + (i + side) * x.row + k, x.row, to);
-      }
-    }
-  }
-}
-
-// A right factor that sums over `rows` of x, block after block of columns.
-void weave_all(const Rows& x, int64_t rows, int64_t width, bf16* to) {
-  for (int64_t j = 0; j < width; j += BLOCK) {
-    for (int64_t k = 0; k < rows; k += BLOCK) {
-      for (int64_t side = 0; side < BLOCK; side += TILE, to += TILE_NUMBERS) {
-        pack_rows(x.first + k * x.row + j + side, x.row, to);
-      }
-    }
-  }
-}
-
-// What is added to scores, and between which keys, whole blocks, 32 queries see something.
-class Mask {
- public:
-  Mask(const bf16* added, const Sizes& sizes) : added_(added), sizes_(sizes) {
-    if (added == nullptr) return;
-    const int64_t blocks = whole(sizes.queries) / BLOCK;
-    for (int64_t of = 0; of < sizes.mask_rows * sizes.mask_heads; ++of) {
-      for (int64_t i = 0; i < blocks; ++i) seen_.push_back(look(of, i * BLOCK));
-    }
-  }
-
-  struct Seen {
-    int64_t first, last;
-  };
-
-  // [T, S] of a head, or nothing.
-  const bf16* of(int64_t row, int64_t head) const {
-    if (added_ == nullptr) return nullptr;
-    return added_ + which(row, head) * sizes_.queries * sizes_.keys;
-  }
-
-  Seen seen(int64_t row, int64_t head, int64_t query) const {
-    if (added_ == nullptr) return {0, whole(sizes_.keys)};
-    return seen_[which(row, head) * (whole(sizes_.queries) / BLOCK) + query / BLOCK];
-  }
-
- private:
-  int64_t which(int64_t row, int64_t head) const {
-    return row % sizes_.mask_rows * sizes_.mask_heads + head % sizes_.mask_heads;
-  }
-
-  // A query that sees no key gathers them all: then all are seen.
-  Seen look(int64_t of, int64_t query) const {
-    const int64_t keys = sizes_.keys, end = std::min(query + BLOCK, sizes_.queries);
-    Seen seen = {keys, 0};
-    for (; query < end; ++query) {
-      const bf16* row = added_ + (of * sizes_.queries + query) * keys;
-      int64_t first = 0, last = keys;
-      while (first < last && hides(row[first])) ++first;
-      while (first < last && hides(row[last - 1])) --last;
-      if (first == last) return {0, whole(keys)};
-      seen = {std::min(seen.first, first), std::max(seen.last, last)};
-    }
-    return {seen.first / BLOCK * BLOCK, whole(seen.last)};
-  }
-
-  static bool hides(bf16 added) { return added >= 0xfe00; }  // below -4e37
-
-  const bf16* added_;
-  const Sizes& sizes_;
-  std::vector<Seen> seen_;
-};
 
 // Sixteen scores of `count` keys: products times scale, and what the mask adds.
 inline lanes finish(const float* products, const bf16* added, float scale, int64_t count) {
@@ -145,6 +26,17 @@ void multiply_all(float* to, int64_t row, const Rows& left, const bf16* right, i
     multiply(to + j, row, rows, packed(right + j * steps * BLOCK), steps, false);
   }
 }
+
+// What attention reads and gives; of each query the largest score and the inverse of the sum.
+struct Tensors {
+  Heads q, k, v, out;
+  float *most, *factor;
+};
+
+// The gradients that backward is given, and that it gives.
+struct Gradients {
+  Heads out, q, k, v;
+};
 
 // What a thread needs for the attention of a head.
 struct Gathering {
@@ -168,34 +60,36 @@ struct Gathering {
         products(BLOCK * keys),
         sums(BLOCK * width) {}
 
-  void operator()(int64_t b, int64_t group, const Heads& q, const Heads& k, const Heads& v,
-                  const Heads& out, float* most, float* factor) {
-    turn_all(whole_rows(k.at(b, group), k.place, sizes.keys, sizes.width, held), keys, width,
+  void operator()(int64_t b, int64_t group, const Tensors& of) {
+    turn_all(whole_rows(of.k.at(b, group), of.k.place, sizes.keys, sizes.width, held), keys, width,
              turned_keys);
-    weave_all(whole_rows(v.at(b, group), v.place, sizes.keys, sizes.width, held), keys, width,
+    weave_all(whole_rows(of.v.at(b, group), of.v.place, sizes.keys, sizes.width, held), keys, width,
               woven_values);
     const int64_t heads = sizes.heads / sizes.key_heads;
     for (int64_t h = group * heads; h < (group + 1) * heads; ++h) {
-      const int64_t at = (b * sizes.heads + h) * sizes.queries;
-      for (int64_t i = 0; i < sizes.queries; i += BLOCK) {
-        const int64_t rows = std::min(BLOCK, sizes.queries - i);
-        const Rows query = whole_rows(q.at(b, h) + i * q.place, q.place, rows, sizes.width, held);
-        const auto seen = mask.seen(b, h, i);
-        multiply_all(products, keys, query, turned_keys, width / BLOCK, seen.first, seen.last);
-        const bf16* added = mask.of(b, h);
-        for (int64_t r = 0; r < rows; ++r) {
-          weigh(r, added == nullptr ? nullptr : added + (i + r) * sizes.keys, seen,
-                most + at + i + r, factor + at + i + r);
-        }
-        for (int64_t j = 0; j < width; j += BLOCK) {
-          multiply(sums + j, width, lying(weights + seen.first, keys),
-                   packed(woven_values + (j * keys + seen.first * BLOCK)),
-                   (seen.last - seen.first) / BLOCK, false);
-        }
-        scatter(sums, width, rows, sizes.width, out.at(b, h) + i * out.place, out.place,
-                factor + at + i);
-      }
+      for (int64_t i = 0; i < sizes.queries; i += BLOCK) gather(b, h, i, of);
     }
+  }
+
+  // The queries from `i` on, a block of them.
+  void gather(int64_t b, int64_t h, int64_t i, const Tensors& of) {
+    const int64_t at = (b * sizes.heads + h) * sizes.queries + i;
+    const int64_t rows = std::min(BLOCK, sizes.queries - i);
+    const bf16 *from = of.q.at(b, h) + i * of.q.place, *added = mask.of(b, h);
+    const auto seen = mask.seen(b, h, i);
+    multiply_all(products, keys, whole_rows(from, of.q.place, rows, sizes.width, held), turned_keys,
+                 width / BLOCK, seen.first, seen.last);
+    for (int64_t r = 0; r < rows; ++r) {
+      weigh(r, added == nullptr ? nullptr : added + (i + r) * sizes.keys, seen, of.most + at + r,
+            of.factor + at + r);
+    }
+    for (int64_t j = 0; j < width; j += BLOCK) {
+      multiply(sums + j, width, lying(weights + seen.first, keys),
+               packed(woven_values + (j * keys + seen.first * BLOCK)),
+               (seen.last - seen.first) / BLOCK, false);
+    }
+    scatter(sums, width, rows, sizes.width, of.out.at(b, h) + i * of.out.place, of.out.place,
+            of.factor + at);
   }
 
   // e^(score - the largest) of a query, and what makes their sum one.
@@ -255,52 +149,60 @@ struct Gradient {
         grad_keys(keys * width),
         grad_values(keys * width) {}
 
-  void operator()(int64_t b, int64_t group, const Heads& q, const Heads& k, const Heads& v,
-                  const Heads& out, const Heads& grad, const float* most, const float* factor,
-                  const Heads& grad_q, const Heads& grad_k, const Heads& grad_v) {
-    turn_all(whole_rows(v.at(b, group), v.place, sizes.keys, sizes.width, held), keys, width,
+  void operator()(int64_t b, int64_t group, const Tensors& of, const Gradients& to) {
+    turn_all(whole_rows(of.v.at(b, group), of.v.place, sizes.keys, sizes.width, held), keys, width,
              turned_values);
-    const Rows key = whole_rows(k.at(b, group), k.place, sizes.keys, sizes.width, held);
+    const Rows key = whole_rows(of.k.at(b, group), of.k.place, sizes.keys, sizes.width, held);
     turn_all(key, keys, width, turned_keys);
     weave_all(key, keys, width, woven_keys);
     std::memset(grad_keys, 0, keys * width * sizeof(float));
     std::memset(grad_values, 0, keys * width * sizeof(float));
     const int64_t heads = sizes.heads / sizes.key_heads;
     for (int64_t h = group * heads; h < (group + 1) * heads; ++h) {
-      const int64_t at = (b * sizes.heads + h) * sizes.queries;
-      for (int64_t i = 0; i < sizes.queries; i += BLOCK) {
-        const int64_t rows = std::min(BLOCK, sizes.queries - i);
-        const Rows query =
-            whole_rows(q.at(b, h) + i * q.place, q.place, rows, sizes.width, held_query);
-        const bf16 *from = grad.at(b, h) + i * grad.place, *made = out.at(b, h) + i * out.place;
-        const Rows given = whole_rows(from, grad.place, rows, sizes.width, held_grad);
-        weave_all(query, BLOCK, width, woven_query);
-        weave_all(given, BLOCK, width, woven_grad);
-        const auto seen = mask.seen(b, h, i);
-        multiply_all(products, keys, query, turned_keys, width / BLOCK, seen.first, seen.last);
-        multiply_all(upstream, keys, given, turned_values, width / BLOCK, seen.first, seen.last);
-        const bf16* added = mask.of(b, h);
-        for (int64_t r = 0; r < rows; ++r) {
-          slope(r, added == nullptr ? nullptr : added + (i + r) * sizes.keys, seen,
-                most[at + i + r], factor[at + i + r],
-                product(from + r * grad.place, made + r * out.place));
-        }
-        for (int64_t r = rows; r < BLOCK; ++r) {
-          std::memset(weights + r * keys, 0, keys * sizeof(bf16));
-          std::memset(slopes + r * keys, 0, keys * sizeof(bf16));
-        }
-        for (int64_t j = 0; j < width; j += BLOCK) {
-          multiply(moved + j, width, lying(slopes + seen.first, keys),
-                   packed(woven_keys + (j * keys + seen.first * BLOCK)),
-                   (seen.last - seen.first) / BLOCK, false);
-        }
-        scatter(moved, width, rows, sizes.width, grad_q.at(b, h) + i * grad_q.place, grad_q.place);
-        add_up(weights, woven_grad, grad_values, seen);
-        add_up(slopes, woven_query, grad_keys, seen);
-      }
+      for (int64_t i = 0; i < sizes.queries; i += BLOCK) go_back(b, h, i, of, to);
     }
-    scatter(grad_keys, width, sizes.keys, sizes.width, grad_k.at(b, group), grad_k.place);
-    scatter(grad_values, width, sizes.keys, sizes.width, grad_v.at(b, group), grad_v.place);
+    scatter(grad_keys, width, sizes.keys, sizes.width, to.k.at(b, group), to.k.place);
+    scatter(grad_values, width, sizes.keys, sizes.width, to.v.at(b, group), to.v.place);
+  }
+
+  // The queries from `i` on, a block of them: their gradient, and their part of the keys' and
+  // values'.
+  void go_back(int64_t b, int64_t h, int64_t i, const Tensors& of, const Gradients& to) {
+    const int64_t rows = std::min(BLOCK, sizes.queries - i);
+    const bf16 *from = of.q.at(b, h) + i * of.q.place, *grad = to.out.at(b, h) + i * to.out.place;
+    const Rows query = whole_rows(from, of.q.place, rows, sizes.width, held_query);
+    const Rows given = whole_rows(grad, to.out.place, rows, sizes.width, held_grad);
+    weave_all(query, BLOCK, width, woven_query);
+    weave_all(given, BLOCK, width, woven_grad);
+    const auto seen = mask.seen(b, h, i);
+    multiply_all(products, keys, query, turned_keys, width / BLOCK, seen.first, seen.last);
+    multiply_all(upstream, keys, given, turned_values, width / BLOCK, seen.first, seen.last);
+    slope_all(b, h, i, of, to, seen);
+    for (int64_t j = 0; j < width; j += BLOCK) {
+      multiply(moved + j, width, lying(slopes + seen.first, keys),
+               packed(woven_keys + (j * keys + seen.first * BLOCK)),
+               (seen.last - seen.first) / BLOCK, false);
+    }
+    scatter(moved, width, rows, sizes.width, to.q.at(b, h) + i * to.q.place, to.q.place);
+    add_up(weights, woven_grad, grad_values, seen);
+    add_up(slopes, woven_query, grad_keys, seen);
+  }
+
+  // Weights and slopes of a block of queries; none of those that are not there.
+  void slope_all(int64_t b, int64_t h, int64_t i, const Tensors& of, const Gradients& to,
+                 const Mask::Seen& seen) {
+    const int64_t at = (b * sizes.heads + h) * sizes.queries + i;
+    const int64_t rows = std::min(BLOCK, sizes.queries - i);
+    const bf16 *grad = to.out.at(b, h) + i * to.out.place, *added = mask.of(b, h);
+    const bf16* made = of.out.at(b, h) + i * of.out.place;
+    for (int64_t r = 0; r < rows; ++r) {
+      slope(r, added == nullptr ? nullptr : added + (i + r) * sizes.keys, seen, of.most[at + r],
+            of.factor[at + r], product(grad + r * to.out.place, made + r * of.out.place));
+    }
+    for (int64_t r = rows; r < BLOCK; ++r) {
+      std::memset(weights + r * keys, 0, keys * sizeof(bf16));
+      std::memset(slopes + r * keys, 0, keys * sizeof(bf16));
+    }
   }
 
   float product(const bf16* x, const bf16* y) const {
@@ -364,25 +266,25 @@ void attention_forward(const bf16* q, const bf16* k, const bf16* v, const bf16* 
   Sizes sizes;
   std::memcpy(&sizes, shape, sizeof sizes);
   const Mask mask(added, sizes);
-  const Heads queries(q, strides), key(k, strides + 3), value(v, strides + 6), to(out, strides + 9);
-  each_key_head<Gathering>(sizes, mask, scale, threads, [&](auto& work, int64_t b, int64_t group) {
-    work(b, group, queries, key, value, to, most, factor);
-  });
+  const Tensors of = {{q, strides}, {k, strides + 3}, {v, strides + 6}, {out, strides + 9}, most,
+                      factor};
+  each_key_head<Gathering>(sizes, mask, scale, threads,
+                           [&](auto& work, int64_t b, int64_t group) { work(b, group, of); });
 }
 
 void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16* added,
-                        const bf16* out, const bf16* grad, const float* most, const float* factor,
-                        bf16* grad_q, bf16* grad_k, bf16* grad_v, const int64_t* shape,
-                        const int64_t* strides, float scale, int threads) {
+                        const bf16* out, const bf16* grad, float* most, float* factor, bf16* grad_q,
+                        bf16* grad_k, bf16* grad_v, const int64_t* shape, const int64_t* strides,
+                        float scale, int threads) {
   Sizes sizes;
   std::memcpy(&sizes, shape, sizeof sizes);
   const Mask mask(added, sizes);
-  const Heads queries(q, strides), key(k, strides + 3), value(v, strides + 6);
-  const Heads made(out, strides + 9), given(grad, strides + 12), to_q(grad_q, strides + 15),
-      to_k(grad_k, strides + 18), to_v(grad_v, strides + 21);
-  each_key_head<Gradient>(sizes, mask, scale, threads, [&](auto& work, int64_t b, int64_t group) {
-    work(b, group, queries, key, value, made, given, most, factor, to_q, to_k, to_v);
-  });
+  const Tensors of = {{q, strides}, {k, strides + 3}, {v, strides + 6}, {out, strides + 9}, most,
+                      factor};
+  const Gradients to = {
+      {grad, strides + 12}, {grad_q, strides + 15}, {grad_k, strides + 18}, {grad_v, strides + 21}};
+  each_key_head<Gradient>(sizes, mask, scale, threads,
+                          [&](auto& work, int64_t b, int64_t group) { work(b, group, of, to); });
 }
 
 }  // extern "C"
