@@ -85,7 +85,7 @@ def library() -> ctypes.CDLL | None:
     compiler = shutil.which(setting)
     if compiler is None or team is None:
         logger.warning(
-            "training in bfloat16 takes PyTorch's passes, a third slower: %s is not here",
+            "training in bfloat16 takes PyTorch's passes, two fifths slower: %s is not here",
             "GCC's OpenMP" if team is None else f"the C++ compiler {setting}",
         )
         return None
