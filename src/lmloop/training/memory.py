@@ -26,6 +26,7 @@ from lmloop.training.optim import is_hidden_matrix, take_apart
 from lmloop.training.outline import outline, passing_bytes
 from lmloop.training.resident import process_bytes
 from lmloop.training.shares import (
+    FULL,
     own_config,
     own_numbers,
     own_section,
@@ -33,8 +34,6 @@ from lmloop.training.shares import (
     together_bytes,
 )
 
-FULL = 4
-"""Bytes of a number in fp32."""
 _STATES = {"adamw": 2, "sgd": 1, "schedule-free": 3}
 """Numbers that a rule keeps beside each master."""
 _ROUNDING = 17

@@ -36,11 +36,11 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         x = x.transpose(1, 2).contiguous()
     x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
     if kernels.can_orthogonalise(x):
-        x = kernels.orthogonalise_(x, POLAR_EXPRESS)
-        return x.transpose(1, 2).contiguous() if tall else x
-    for a, b, c in POLAR_EXPRESS:
-        square = x @ x.transpose(1, 2)
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+        kernels.orthogonalise_(x, POLAR_EXPRESS)
+    else:
+        for a, b, c in POLAR_EXPRESS:
+            square = x @ x.transpose(1, 2)
+            x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x.transpose(1, 2).contiguous() if tall else x
 
 

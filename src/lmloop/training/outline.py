@@ -29,10 +29,9 @@ from lmloop.model.nf4 import Nf4Linear
 from lmloop.model.transformer import Transformer
 from lmloop.training.adapting import FOLDER, adapt
 from lmloop.training.scales import rate_scales
+from lmloop.training.shares import FULL
 from lmloop.weights.adapters import Adapter, Linear, Pair, linears_of
 
-FULL = 4
-"""Bytes of a number in fp32."""
 _DENSE, _SUM = 14, 4 * FULL
 """Bytes of each weight while 4 bits become numbers, and while DoRA adds up what has a length."""
 

@@ -38,16 +38,16 @@ struct Gradients {
   Heads out, q, k, v;
 };
 
-// What a thread needs for the attention of a head.
-struct Gathering {
+// What a thread needs for a head, whichever way it goes.
+struct Head {
   const Sizes& sizes;
   const Mask& mask;
   float scale;
   int64_t keys, width;  // whole blocks
-  Piece<bf16> held, turned_keys, woven_values, weights;
-  Piece<float> products, sums;
+  Piece<bf16> held, turned_keys, weights;
+  Piece<float> products;
 
-  Gathering(const Sizes& s, const Mask& m, float factor)
+  Head(const Sizes& s, const Mask& m, float factor)
       : sizes(s),
         mask(m),
         scale(factor),
@@ -55,20 +55,42 @@ struct Gathering {
         width(whole(s.width)),
         held(keys * width),
         turned_keys(keys * width),
-        woven_values(keys * width),
         weights(BLOCK * keys),
-        products(BLOCK * keys),
-        sums(BLOCK * width) {}
+        products(BLOCK * keys) {}
+
+  // Calls body(head, query) for each block of queries of the heads that share keys.
+  template <typename Body>
+  void each_block(int64_t group, Body body) const {
+    const int64_t heads = sizes.heads / sizes.key_heads;
+    for (int64_t h = group * heads; h < (group + 1) * heads; ++h) {
+      for (int64_t i = 0; i < sizes.queries; i += BLOCK) body(h, i);
+    }
+  }
+
+  // to[32, width] = x[32, keys] · right, of the keys that are seen.
+  void gather_seen(float* to, const bf16* x, const bf16* right, const Mask::Seen& seen) const {
+    for (int64_t j = 0; j < width; j += BLOCK) {
+      multiply(to + j, width, lying(x + seen.first, keys),
+               packed(right + (j * keys + seen.first * BLOCK)), (seen.last - seen.first) / BLOCK,
+               false);
+    }
+  }
+};
+
+// The way forward.
+struct Gathering : Head {
+  Piece<bf16> woven_values;
+  Piece<float> sums;
+
+  Gathering(const Sizes& s, const Mask& m, float factor)
+      : Head(s, m, factor), woven_values(keys * width), sums(BLOCK * width) {}
 
   void operator()(int64_t b, int64_t group, const Tensors& of) {
     turn_all(whole_rows(of.k.at(b, group), of.k.place, sizes.keys, sizes.width, held), keys, width,
              turned_keys);
     weave_all(whole_rows(of.v.at(b, group), of.v.place, sizes.keys, sizes.width, held), keys, width,
               woven_values);
-    const int64_t heads = sizes.heads / sizes.key_heads;
-    for (int64_t h = group * heads; h < (group + 1) * heads; ++h) {
-      for (int64_t i = 0; i < sizes.queries; i += BLOCK) gather(b, h, i, of);
-    }
+    each_block(group, [&](int64_t h, int64_t i) { gather(b, h, i, of); });
   }
 
   // The queries from `i` on, a block of them.
@@ -83,11 +105,7 @@ struct Gathering {
       weigh(r, added == nullptr ? nullptr : added + (i + r) * sizes.keys, seen, of.most + at + r,
             of.factor + at + r);
     }
-    for (int64_t j = 0; j < width; j += BLOCK) {
-      multiply(sums + j, width, lying(weights + seen.first, keys),
-               packed(woven_values + (j * keys + seen.first * BLOCK)),
-               (seen.last - seen.first) / BLOCK, false);
-    }
+    gather_seen(sums, weights, woven_values, seen);
     scatter(sums, width, rows, sizes.width, of.out.at(b, h) + i * of.out.place, of.out.place,
             of.factor + at);
   }
@@ -116,34 +134,22 @@ struct Gathering {
   }
 };
 
-// What a thread needs for the gradients of a head.
-struct Gradient {
-  const Sizes& sizes;
-  const Mask& mask;
-  float scale;
-  int64_t keys, width;  // whole blocks
-  Piece<bf16> held, turned_keys, turned_values, woven_keys;
-  Piece<bf16> held_query, woven_query, held_grad, woven_grad, weights, slopes, turned;
-  Piece<float> products, upstream, moved, grad_keys, grad_values;
+// The way back.
+struct Gradient : Head {
+  Piece<bf16> turned_values, woven_keys;
+  Piece<bf16> held_query, woven_query, held_grad, woven_grad, slopes, turned;
+  Piece<float> upstream, moved, grad_keys, grad_values;
 
   Gradient(const Sizes& s, const Mask& m, float factor)
-      : sizes(s),
-        mask(m),
-        scale(factor),
-        keys(whole(s.keys)),
-        width(whole(s.width)),
-        held(keys * width),
-        turned_keys(keys * width),
+      : Head(s, m, factor),
         turned_values(keys * width),
         woven_keys(keys * width),
         held_query(BLOCK * width),
         woven_query(BLOCK * width),
         held_grad(BLOCK * width),
         woven_grad(BLOCK * width),
-        weights(BLOCK * keys),
         slopes(BLOCK * keys),
         turned(BLOCK * BLOCK),
-        products(BLOCK * keys),
         upstream(BLOCK * keys),
         moved(BLOCK * width),
         grad_keys(keys * width),
@@ -157,10 +163,7 @@ struct Gradient {
     weave_all(key, keys, width, woven_keys);
     std::memset(grad_keys, 0, keys * width * sizeof(float));
     std::memset(grad_values, 0, keys * width * sizeof(float));
-    const int64_t heads = sizes.heads / sizes.key_heads;
-    for (int64_t h = group * heads; h < (group + 1) * heads; ++h) {
-      for (int64_t i = 0; i < sizes.queries; i += BLOCK) go_back(b, h, i, of, to);
-    }
+    each_block(group, [&](int64_t h, int64_t i) { go_back(b, h, i, of, to); });
     scatter(grad_keys, width, sizes.keys, sizes.width, to.k.at(b, group), to.k.place);
     scatter(grad_values, width, sizes.keys, sizes.width, to.v.at(b, group), to.v.place);
   }
@@ -178,11 +181,7 @@ struct Gradient {
     multiply_all(products, keys, query, turned_keys, width / BLOCK, seen.first, seen.last);
     multiply_all(upstream, keys, given, turned_values, width / BLOCK, seen.first, seen.last);
     slope_all(b, h, i, of, to, seen);
-    for (int64_t j = 0; j < width; j += BLOCK) {
-      multiply(moved + j, width, lying(slopes + seen.first, keys),
-               packed(woven_keys + (j * keys + seen.first * BLOCK)),
-               (seen.last - seen.first) / BLOCK, false);
-    }
+    gather_seen(moved, slopes, woven_keys, seen);
     scatter(moved, width, rows, sizes.width, to.q.at(b, h) + i * to.q.place, to.q.place);
     add_up(weights, woven_grad, grad_values, seen);
     add_up(slopes, woven_query, grad_keys, seen);

@@ -11,8 +11,6 @@
 
 namespace {
 
-constexpr int64_t NUMBERS = BLOCK * BLOCK;
-
 // A matrix in blocks, each of which is a left factor as it lies.
 struct Blocks {
   bf16* first;

@@ -12,8 +12,6 @@ namespace {
 
 constexpr int64_t TOKENS = 256;      // at once: two packed blocks fit into the first cache
 constexpr int64_t TOTALS = 1 << 18;  // of a stripe: they take half of the second cache
-constexpr int64_t NUMBERS = BLOCK * BLOCK;
-
 // A factor [N, width] of the product, packed in blocks of 32 columns.
 struct Side {
   const bf16* first;

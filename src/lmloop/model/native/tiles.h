@@ -21,7 +21,7 @@ inline bool use_amx = false;
 
 namespace {
 
-constexpr int64_t TILE = 16, BLOCK = 32;
+constexpr int64_t TILE = 16, BLOCK = 32, NUMBERS = BLOCK * BLOCK;
 constexpr int64_t TILE_NUMBERS = TILE * BLOCK, TILE_BYTES = 2 * TILE_NUMBERS;
 
 inline int64_t whole(int64_t count) { return (count + BLOCK - 1) / BLOCK * BLOCK; }
