@@ -23,6 +23,7 @@ from lmloop.learning import PretrainConfig
 from lmloop.model.init import initialise
 from lmloop.model.transformer import Transformer
 from lmloop.progress import Silent, Watch, unwatched
+from lmloop.sections import ModelSection
 from lmloop.tokens.loader import PackedLoader
 from lmloop.tokens.shards import Shards
 from lmloop.tokens.tokenizer import Tokenizer
@@ -33,7 +34,17 @@ from lmloop.training.loop import TrainResult, train
 from lmloop.training.ranks import ALONE, Ranks, join_ranks
 from lmloop.training.samples import Sample
 
-from ..conftest import VOCAB_SIZE, tiny_shape
+from ..conftest import CONTEXT_LENGTH, VOCAB_SIZE, tiny_shape
+
+SHAPE = ModelSection(
+    num_layers=1,
+    hidden_size=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    intermediate_size=24,
+    context_length=CONTEXT_LENGTH,
+)
 
 
 class Said(Silent):

@@ -20,30 +20,22 @@ from lmloop.training.shape import model_config
 from lmloop.weights.checkpoint import load_model, save_model
 
 from ..conftest import CONTEXT_LENGTH, VOCAB_SIZE, random_model, tiny_shape
+from .conftest import SHAPE
 
-SHAPE = ModelSection(
-    num_layers=1,
-    hidden_size=16,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    intermediate_size=24,
-    context_length=CONTEXT_LENGTH,
-    tie_embeddings=False,
-)
+UNTIED = SHAPE.model_copy(update={"tie_embeddings": False})
 BASED = ModelSection(base="theirs", context_length=CONTEXT_LENGTH)
 
 
 def make(shards: Path, *, ranks: Ranks = ALONE, **changes: Any) -> Transformer:
     config = PretrainConfig(**{"steps": 1, "batch_tokens": 64, "row_tokens": 32, **changes})
     sizes: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "source_tokens": 0, "seed": 3}
-    return make_model(config, SHAPE, shards=shards, ranks=ranks, **sizes)
+    return make_model(config, UNTIED, shards=shards, ranks=ranks, **sizes)
 
 
 def test_a_new_model_is_of_its_seed_and_of_the_text_where_the_recipe_says_so(
     shards_folder: Path,
 ) -> None:
-    expected = Transformer(model_config(SHAPE, vocab_size=VOCAB_SIZE))
+    expected = Transformer(model_config(UNTIED, vocab_size=VOCAB_SIZE))
     initialise(expected, seed=3)
     made = make(shards_folder).state_dict()
     assert all(torch.equal(made[name], each) for name, each in expected.state_dict().items())

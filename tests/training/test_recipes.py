@@ -40,17 +40,8 @@ from ..conftest import (
     VOCAB_SIZE,
     write_recipe,
 )
-from .conftest import make_clock
+from .conftest import SHAPE, make_clock
 
-SHAPE = ModelSection(
-    num_layers=1,
-    hidden_size=16,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    intermediate_size=24,
-    context_length=CONTEXT_LENGTH,
-)
 SIZES: dict[str, Any] = {"batch_tokens": 64, "row_tokens": 32, "precision": "float32"}
 
 

@@ -11,22 +11,11 @@ import pytest
 from lmloop.errors import CorpusError
 from lmloop.learning import PretrainConfig
 from lmloop.progress import Silent
-from lmloop.sections import ModelSection
 from lmloop.training.recipes import pretrain
 from lmloop.training.run import Run
 
-from ..conftest import CONTEXT_LENGTH
-from .conftest import make_clock
+from .conftest import SHAPE, make_clock
 
-SHAPE = ModelSection(
-    num_layers=1,
-    hidden_size=16,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    intermediate_size=24,
-    context_length=CONTEXT_LENGTH,
-)
 SIZES: dict[str, Any] = {
     "batch_tokens": 256,
     "row_tokens": 32,
